@@ -1,0 +1,1 @@
+"""Checkpoint staging: model checkpoints into S3 and onto GPU nodes, proven byte by byte."""

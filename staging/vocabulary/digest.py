@@ -1,0 +1,106 @@
+"""Digests of file content: plain hashes of 16 MiB chunks, and one digest over them per file.
+
+A file of at most one chunk has that chunk's plain hash as its digest, so `b3sum` or `sha256sum`
+agree. A longer file has `H("checkpoint-file/1" || NUL || u64le size || chunk digests)`. The text form is
+`<family>:<hex>`; the family's name states every parameter that changes the value.
+
+Invariants: equality of content is (size, digest); chunk digests may be computed in any order and
+checked alone; `Digest.parse(str(d)) == d`.
+Not guaranteed: that the producer's bytes were right, only that they are the same bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from blake3 import blake3
+
+Bytes = bytes | bytearray | memoryview
+"""Any contiguous buffer of bytes."""
+
+CHUNK_SIZE: Final = 16 * 1024 * 1024
+"""Bytes per chunk, always; only the last chunk of a file may be shorter."""
+
+DIGEST_SIZE: Final = 32
+"""Bytes of every chunk and file digest, in both hash families."""
+
+MAX_FILE_SIZE: Final = 2**53 - 1
+"""Largest file a manifest can name: what every JSON reader holds exactly."""
+
+_FILE_TAG: Final = b"checkpoint-file/1\0"
+_TEXT = re.compile(r"([a-z0-9-]+):([0-9a-f]{64})")
+
+
+class HashFamily(enum.Enum):
+    """The hash of a checkpoint's chunks and files. The value is its name in digests and manifests."""
+
+    BLAKE3 = "blake3-16m"
+    SHA256 = "sha256-16m"
+
+    def hash(self, data: Bytes) -> bytes:
+        """Return the plain hash of `data` (32 bytes). Releases the GIL for large buffers."""
+        if self is HashFamily.BLAKE3:
+            return blake3(data).digest()
+        return hashlib.sha256(data).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The digest of one file: a hash family and 32 bytes."""
+
+    family: HashFamily
+    value: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.value) != DIGEST_SIZE:
+            raise ValueError(f"a digest has {DIGEST_SIZE} bytes, not {len(self.value)}")
+
+    def __str__(self) -> str:
+        return f"{self.family.value}:{self.value.hex()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """Read `<family>:<64 lower-case hex digits>`. Raises ValueError on anything else."""
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"not a digest: {text[:100]!r}")
+        return cls(HashFamily(match[1]), bytes.fromhex(match[2]))
+
+
+def chunk_count(size: int) -> int:
+    """Number of chunks of a file of `size` bytes. An empty file has one empty chunk."""
+    return max(1, -(-size // CHUNK_SIZE))
+
+
+def chunk_span(size: int, index: int) -> tuple[int, int]:
+    """Offset and length in bytes of chunk `index` in a file of `size` bytes."""
+    if not 0 <= index < chunk_count(size):
+        raise ValueError(f"a file of {size} bytes has no chunk {index}")
+    offset = index * CHUNK_SIZE
+    return offset, min(CHUNK_SIZE, size - offset)
+
+
+def chunk_digests(family: HashFamily, data: Bytes) -> list[bytes]:
+    """Digests of the consecutive chunks in `data`, which starts on a chunk boundary of its file."""
+    view = memoryview(data)
+    return [
+        family.hash(view[start : start + CHUNK_SIZE])
+        for start in range(0, max(1, len(view)), CHUNK_SIZE)
+    ]
+
+
+def file_digest(family: HashFamily, size: int, chunks: Sequence[bytes]) -> Digest:
+    """Combine the chunk digests of a file of `size` bytes, in order, into the file's digest."""
+    if len(chunks) != chunk_count(size):
+        raise ValueError(
+            f"a file of {size} bytes has {chunk_count(size)} chunks, not {len(chunks)}"
+        )
+    if len(chunks) == 1:
+        return Digest(family, chunks[0])
+    message = b"".join([_FILE_TAG, size.to_bytes(8, "little"), *chunks])
+    return Digest(family, family.hash(message))

@@ -1,0 +1,103 @@
+"""Where a checkpoint lives in a store: a bucket and a version prefix.
+
+Invariants: the prefix is empty or ends in `/`, so a listing never meets a sibling's keys (I14);
+`S3Location.parse(str(location)) == location`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from staging.vocabulary.errors import MalformedInput, UsageError
+from staging.vocabulary.paths import (
+    CONTROL_DIRECTORY,
+    MAX_PATH_BYTES,
+    SafePath,
+    why_unsafe,
+)
+
+MANIFEST_NAME: Final = f"{CONTROL_DIRECTORY}/manifest.json"
+"""Where the manifest lies, below a version prefix and below a local directory alike."""
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Location:
+    """A bucket and a prefix in it, the prefix ending in `/` unless it is the bucket's root."""
+
+    bucket: str
+    prefix: str
+
+    def __post_init__(self) -> None:
+        if self.prefix and not self.prefix.endswith("/"):
+            raise ValueError(f"a prefix ends in '/': {self.prefix!r}")
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+    @classmethod
+    def parse(cls, uri: str) -> S3Location:
+        """Read `s3://bucket/prefix` with or without a trailing slash. Raises UsageError."""
+        scheme, separator, rest = uri.partition("://")
+        if scheme != "s3" or not separator:
+            raise UsageError(
+                f"not an S3 URI: {uri.split('?', 1)[0][:200]!r}",
+                reference="uri",
+                hint="write s3://BUCKET/PREFIX/",
+            )
+        bucket, _, prefix = rest.partition("/")
+        if not _BUCKET.fullmatch(bucket):
+            raise UsageError(
+                f"not a bucket name: {bucket[:100]!r}",
+                reference="uri",
+                hint="write s3://BUCKET/PREFIX/ with a bucket name of 3 to 63 characters a-z, 0-9, '.', '-'",
+            )
+        if bucket.endswith("--x-s3"):
+            raise UsageError(
+                f"directory buckets are not supported so far: {bucket}",
+                reference="directory-bucket",
+                hint="use a general purpose bucket",
+            )
+        prefix = prefix.removesuffix("/")
+        reason = why_unsafe(prefix) if prefix else None
+        if reason is not None:
+            raise UsageError(
+                f"not a usable prefix: {prefix[:200]!r}: {reason}",
+                reference="uri",
+                hint="a prefix has plain components between single slashes",
+            )
+        return cls(bucket, prefix + "/" if prefix else "")
+
+    @property
+    def manifest_key(self) -> str:
+        """Key of the manifest, whose existence is the commit."""
+        return self.prefix + MANIFEST_NAME
+
+    @property
+    def control_prefix(self) -> str:
+        """Prefix of everything that is about the checkpoint rather than of it."""
+        return f"{self.prefix}{CONTROL_DIRECTORY}/"
+
+    def key(self, path: SafePath) -> str:
+        """Key of a member. Raises MalformedInput when it exceeds an S3 key's 1,024 bytes."""
+        key = self.prefix + path
+        if len(key.encode("utf-8")) > MAX_PATH_BYTES:
+            raise MalformedInput(
+                f"the key of {path[:100]!r}... under this prefix is longer than {MAX_PATH_BYTES} bytes",
+                reference="key-too-long",
+                hint="use a shorter prefix",
+            )
+        return key
+
+    def child(self, name: str) -> S3Location:
+        """The prefix `name` below this one."""
+        return S3Location(self.bucket, f"{self.prefix}{name.strip('/')}/")
+
+    @property
+    def parent(self) -> S3Location:
+        """The prefix above this one; the bucket's root is its own parent."""
+        above = self.prefix.rstrip("/").rpartition("/")[0]
+        return S3Location(self.bucket, above + "/" if above else "")

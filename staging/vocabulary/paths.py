@@ -1,0 +1,146 @@
+"""The one type of safe relative names, for tar members, manifest paths and S3 keys alike.
+
+A name is refused, never repaired: two readers that repair differently see two checkpoints (I3, I10).
+
+Invariants: a `SafePath` is relative, NFC, at most 1,024 bytes of UTF-8 with components of at most 255,
+has no empty, `.` or `..` component, no backslash, control, line-separating or direction-changing
+character and no drive letter, and is not inside the reserved `.checkpoint/`.
+Not guaranteed: that the name is pretty, or that two names differ on a case-insensitive filesystem;
+for sets of names there is `collisions`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Final
+
+MAX_PATH_BYTES: Final = 1024
+"""Longest name in bytes of UTF-8: the limit of an S3 key."""
+
+MAX_COMPONENT_BYTES: Final = 255
+"""Longest component in bytes of UTF-8: the limit of common filesystems."""
+
+CONTROL_DIRECTORY: Final = ".checkpoint"
+"""Holds manifests, markers and partial files; never a member's name."""
+
+LEGACY_MARKER: Final = ".checkpoint-complete"
+"""Zero-byte marker object of the reference uploader; never a member's name."""
+
+_DRIVE = re.compile(r"[A-Za-z]:")
+# Characters that reorder or hide what a terminal shows: embeddings, overrides, isolates, marks, BOM.
+_INVISIBLE = frozenset("\u061c\u200b\u200e\u200f\u2060\ufeff") | {
+    chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+class UnsafePath(ValueError):
+    """A name that is not a `SafePath`; `reason` says why in a few words."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"unsafe name {name[:200]!r}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class SafePath(str):
+    """A relative POSIX name that means the same file everywhere. Raises UnsafePath when it does not."""
+
+    __slots__ = ()
+
+    def __new__(cls, name: str) -> SafePath:
+        """Check `name` and return it as a SafePath."""
+        if isinstance(name, cls):
+            return name
+        reason = why_unsafe(name)
+        if reason is not None:
+            raise UnsafePath(name, reason)
+        return super().__new__(cls, name)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The names between the slashes."""
+        return tuple(self.split("/"))
+
+    @property
+    def sort_key(self) -> bytes:
+        """Manifests are sorted by the bytes of UTF-8, not by code points of a locale."""
+        return self.encode("utf-8")
+
+
+def why_unsafe(name: str) -> str | None:
+    """Say why `name` cannot be a member's name, or None when it can."""
+    if not name:
+        return "it is empty"
+    for character in name:
+        if character == "\\":
+            return "it has a backslash"
+        if unicodedata.category(character) in _FORBIDDEN_CATEGORIES:
+            return f"it has the control character U+{ord(character):04X}"
+        if character in _INVISIBLE:
+            return f"it has the invisible character U+{ord(character):04X}"
+    if len(name.encode("utf-8")) > MAX_PATH_BYTES:
+        return f"it is longer than {MAX_PATH_BYTES} bytes"
+    if name.startswith("/"):
+        return "it is absolute"
+    if _DRIVE.match(name):
+        return "it starts with a drive letter"
+    if not unicodedata.is_normalized("NFC", name):
+        return "it is not in Unicode normal form NFC"
+    for component in name.split("/"):
+        if component == "":
+            return "it has an empty component"
+        if component in (".", ".."):
+            return f"it has the component {component!r}"
+        if len(component.encode("utf-8")) > MAX_COMPONENT_BYTES:
+            return f"a component is longer than {MAX_COMPONENT_BYTES} bytes"
+    if is_reserved(name):
+        return f"{CONTROL_DIRECTORY}/ and {LEGACY_MARKER} are reserved"
+    return None
+
+
+def is_reserved(name: str) -> bool:
+    """True for names inside the control directory and for the legacy marker, in any case."""
+    top = name.split("/", 1)[0].casefold()
+    return top == CONTROL_DIRECTORY or name.casefold() == LEGACY_MARKER
+
+
+def collisions(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that cannot live side by side everywhere.
+
+    Two names collide when they are equal, equal but for case, when one is a directory of the other, or
+    when their directories are equal but for case. Each later name is reported once, beside the
+    earlier name it collides with.
+    """
+    files: dict[str, str] = {}
+    directories: dict[str, tuple[str, str]] = {}  # folded -> (spelling, first name below it)
+    found: list[tuple[str, str]] = []
+    for name in names:
+        parents = [(_fold(parent), parent) for parent in _parents(name)]
+        folded = _fold(name)
+        other = files.get(folded)
+        if other is None and folded in directories:
+            other = directories[folded][1]
+        for key, spelling in parents:
+            if other is None:
+                other = files.get(key)
+            if other is None and key in directories and directories[key][0] != spelling:
+                other = directories[key][1]
+        if other is not None:
+            found.append((other, name))
+            continue
+        files[folded] = name
+        for key, spelling in parents:
+            directories.setdefault(key, (spelling, name))
+    return found
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _parents(name: str) -> list[str]:
+    components = name.split("/")
+    return ["/".join(components[:count]) for count in range(1, len(components))]
