@@ -1,0 +1,135 @@
+"""Reading what is published under a prefix, and explaining why nothing is.
+
+A manifest's existence is the commit. When there is none, one listing of the prefix and one of its
+parent tell the operator which of the usual mistakes it was.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Final
+
+from staging.store.store import Listing, Store
+from staging.vocabulary.errors import IntegrityError, NotFound, UsageError
+from staging.vocabulary.location import MANIFEST_NAME, S3Location
+from staging.vocabulary.manifest import MAX_MANIFEST_BYTES, Manifest
+from staging.vocabulary.paths import CONTROL_DIRECTORY
+
+ID_PATTERN: Final = re.compile(r"sha256:[0-9a-f]{64}")
+
+_ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip")
+
+
+def read_manifest(store: Store, location: S3Location, *, expect_id: str | None = None) -> Manifest:
+    """Read the manifest of a published checkpoint.
+
+    Raises NotFound with the reason when there is none (`bucket`, `prefix-empty`, `prefix-holds-tar`,
+    `prefix-nested`, `upload-unfinished`, `not-published`), MalformedInput when it is not valid, and
+    IntegrityError when its id is not `expect_id`.
+    """
+    if expect_id is not None and not ID_PATTERN.fullmatch(expect_id):
+        raise UsageError(
+            f"not a checkpoint id: {expect_id[:100]!r}",
+            reference="id",
+            hint="an id is sha256: and 64 hex digits, as `staging show` prints it",
+        )
+    try:
+        data, _ = store.read(location.manifest_key, limit=MAX_MANIFEST_BYTES)
+    except NotFound as error:
+        if error.reference == "bucket":
+            raise
+        raise _explain_absence(store, location) from error
+    manifest = Manifest.decode(data)
+    if expect_id is not None and manifest.id != expect_id:
+        raise IntegrityError(
+            f"{location} holds {manifest.id}, expected {expect_id}",
+            reference="id-mismatch",
+            hint="pin the id that `staging show` prints for this prefix, or point to the prefix that"
+            " holds the expected one",
+            side="store",
+        )
+    return manifest
+
+
+def _explain_absence(store: Store, location: S3Location) -> NotFound:
+    level = store.list_level(location.prefix, limit=200)
+    names = [info.key[len(location.prefix) :] for info in level.objects if info.size]
+    archives = [name for name in names if name.endswith(_ARCHIVES)]
+    inner = [name for name in level.prefixes if name != f"{CONTROL_DIRECTORY}/"]
+    if len(inner) < len(level.prefixes):
+        return _not_found(
+            location,
+            "upload-unfinished",
+            "an upload began here and has not finished",
+            "wait for the upload to end, or run the same `staging upload` again",
+        )
+    if archives and not any(name.endswith(".safetensors") for name in names):
+        return _not_found(
+            location,
+            "prefix-holds-tar",
+            f"it holds the archive {archives[0]!r} instead of its contents",
+            f"run `staging upload {archives[0]} {location}` on the archive, to a new prefix",
+        )
+    if names:
+        return _not_found(
+            location,
+            "not-published",
+            f"it holds {len(names)}{'+' if len(names) >= 200 else ''} objects but no {MANIFEST_NAME}",
+            "publish with `staging upload`; objects copied by other tools carry no proof",
+        )
+    if inner:
+        return _not_found(
+            location,
+            "prefix-nested",
+            f"there is no file at its root, only {_shown(inner)}",
+            f"did you mean {location.child(inner[0])}?"
+            if len(inner) == 1
+            else "point to one of these prefixes",
+        )
+    nearest = _nearest(store, location)
+    return _not_found(
+        location,
+        "prefix-empty",
+        "there is nothing under this prefix",
+        f"did you mean {nearest}?"
+        if nearest is not None
+        else "check the spelling with `staging ls` on the prefix above",
+    )
+
+
+def _nearest(store: Store, location: S3Location) -> S3Location | None:
+    """The existing prefix whose name is most like the missing one's, looked for level by level."""
+    missing: list[str] = []
+    at = location
+    while at.prefix:
+        missing.insert(0, at.prefix.rstrip("/").rpartition("/")[2])
+        at = at.parent
+        found = _descend(store, at, missing)
+        if found is not None:
+            return found
+    return None
+
+
+def _descend(store: Store, at: S3Location, names: list[str]) -> S3Location | None:
+    for name in names:
+        level: Listing = store.list_level(at.prefix)
+        choices = [prefix.rstrip("/") for prefix in level.prefixes]
+        close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+        if not close:
+            return None
+        at = at.child(close[0])
+    return at
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _not_found(location: S3Location, reference: str, reason: str, hint: str) -> NotFound:
+    return NotFound(
+        f"no published checkpoint at {location}: {reason}",
+        reference=reference,
+        hint=hint,
+        side="store",
+    )
