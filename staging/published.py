@@ -11,7 +11,7 @@ import re
 from typing import Final
 
 from staging.store.store import Listing, Store
-from staging.vocabulary.errors import IntegrityError, NotFound, UsageError
+from staging.vocabulary.errors import IntegrityError, NotFound, Side, UsageError
 from staging.vocabulary.location import MANIFEST_NAME, S3Location
 from staging.vocabulary.manifest import MAX_MANIFEST_BYTES, Manifest
 from staging.vocabulary.paths import CONTROL_DIRECTORY
@@ -28,31 +28,50 @@ def read_manifest(store: Store, location: S3Location, *, expect_id: str | None =
     `prefix-nested`, `upload-unfinished`, `not-published`), MalformedInput when it is not valid, and
     IntegrityError when its id is not `expect_id`.
     """
-    if expect_id is not None and not ID_PATTERN.fullmatch(expect_id):
-        raise UsageError(
-            f"not a checkpoint id: {expect_id[:100]!r}",
-            reference="id",
-            hint="an id is sha256: and 64 hex digits, as `staging show` prints it",
-        )
     try:
         data, _ = store.read(location.manifest_key, limit=MAX_MANIFEST_BYTES)
     except NotFound as error:
         if error.reference == "bucket":
             raise
-        raise _explain_absence(store, location) from error
+        raise explain_absence(store, location) from error
     manifest = Manifest.decode(data)
-    if expect_id is not None and manifest.id != expect_id:
-        raise IntegrityError(
-            f"{location} holds {manifest.id}, expected {expect_id}",
-            reference="id-mismatch",
-            hint="pin the id that `staging show` prints for this prefix, or point to the prefix that"
-            " holds the expected one",
-            side="store",
-        )
+    require_id(manifest, expect_id, str(location), side="store")
     return manifest
 
 
-def _explain_absence(store: Store, location: S3Location) -> NotFound:
+def require_id(manifest: Manifest, expect_id: str | None, place: str, *, side: Side) -> None:
+    """Raise IntegrityError unless the manifest at `place` has the expected id (None: any).
+
+    Raises UsageError when `expect_id` is no id at all.
+    """
+    if expect_id is None or manifest.id == expect_id:
+        return
+    if not ID_PATTERN.fullmatch(expect_id):
+        raise UsageError(
+            f"not a checkpoint id: {expect_id[:100]!r}",
+            reference="id",
+            hint="an id is sha256: and 64 hex digits, as `staging show` prints it",
+        )
+    raise IntegrityError(
+        f"{place} holds {manifest.id}, expected {expect_id}",
+        reference="id-mismatch",
+        hint="pin the id that `staging show` prints for this prefix, or point to the prefix that holds"
+        " the expected one",
+        side=side,
+    )
+
+
+def find_published(store: Store, root: S3Location) -> list[S3Location]:
+    """The prefixes below `root`, itself included, that hold a manifest, in byte order."""
+    return [
+        S3Location(root.bucket, info.key.removesuffix(MANIFEST_NAME))
+        for info in store.list_objects(root.prefix)
+        if info.key == MANIFEST_NAME or info.key.endswith("/" + MANIFEST_NAME)
+    ]
+
+
+def explain_absence(store: Store, location: S3Location) -> NotFound:
+    """The error that says why nothing is published under a prefix, and what was probably meant."""
     level = store.list_level(location.prefix, limit=200)
     names = [info.key[len(location.prefix) :] for info in level.objects if info.size]
     archives = [name for name in names if name.endswith(_ARCHIVES)]

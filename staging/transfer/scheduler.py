@@ -88,35 +88,45 @@ class Scheduler:
     def submit(self, task: Callable[[], None]) -> None:
         """Queue a task; blocks while the queue is full. Raises the first error of any task."""
         while True:
-            self._raise_error()
+            self.raise_error()
             try:
                 self._tasks.put(task, timeout=_POLL)
             except queue.Full:
                 continue
             return
 
+    def drain(self) -> None:
+        """Wait until all submitted tasks are done; more may follow. Raises the first error."""
+        while True:
+            self.raise_error()
+            with self._tasks.all_tasks_done:
+                if not self._tasks.unfinished_tasks:
+                    return
+                self._tasks.all_tasks_done.wait(_POLL)
+
     def finish(self) -> None:
         """Wait for all tasks. Raises the first error. No task can be submitted afterwards."""
         for _ in self._threads:
             self._put_last()
         while any(thread.is_alive() for thread in self._threads):
-            self._raise_error()
+            self.raise_error()
             for thread in self._threads:
                 thread.join(_POLL)
                 if thread.is_alive():
                     break
-        self._raise_error()
+        self.raise_error()
 
     def _put_last(self) -> None:
         while any(thread.is_alive() for thread in self._threads):
-            self._raise_error()
+            self.raise_error()
             try:
                 self._tasks.put(None, timeout=_POLL)
             except queue.Full:
                 continue
             return
 
-    def _raise_error(self) -> None:
+    def raise_error(self) -> None:
+        """Raise the first error of any task, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -134,6 +144,7 @@ class Scheduler:
                 return
             try:
                 task()
+                self._tasks.task_done()
             except Cancelled:
                 return
             except BaseException as error:

@@ -21,7 +21,7 @@ ever carries a credential, a signature or a query string (I13).
 from __future__ import annotations
 
 import signal
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 Side = Literal["source", "store", "local"]
 
@@ -30,7 +30,8 @@ class StagingError(Exception):
     """Base of every error an operator can meet.
 
     `reference` names the cause for scripts and documentation, `hint` says what to do next, and
-    `side` tells where it happened: the source, the store, or the local machine.
+    `side` tells where it happened: the source, the store, or the local machine. `document` holds what
+    a program with `--json` shows beside the error, such as all findings of a check.
     """
 
     exit_code: ClassVar[int] = 1
@@ -48,6 +49,7 @@ class StagingError(Exception):
         self.reference = reference
         self.hint = hint
         self.side = side
+        self.document: dict[str, Any] = {}
 
     @property
     def code(self) -> int:

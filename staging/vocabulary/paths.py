@@ -72,6 +72,18 @@ class SafePath(str):
 
 def why_unsafe(name: str) -> str | None:
     """Say why `name` cannot be a member's name, or None when it can."""
+    reason = why_not_portable(name)
+    if reason is None and is_reserved(name):
+        return f"{CONTROL_DIRECTORY}/ and {LEGACY_MARKER} are reserved"
+    return reason
+
+
+def why_not_portable(name: str) -> str | None:
+    """Say why `name` does not mean the same file everywhere, or None when it does.
+
+    This is `why_unsafe` without reservation: an archive's names are judged before their top-level
+    directory is stripped, reserved names after.
+    """
     if not name:
         return "it is empty"
     for character in name:
@@ -96,8 +108,6 @@ def why_unsafe(name: str) -> str | None:
             return f"it has the component {component!r}"
         if len(component.encode("utf-8")) > MAX_COMPONENT_BYTES:
             return f"a component is longer than {MAX_COMPONENT_BYTES} bytes"
-    if is_reserved(name):
-        return f"{CONTROL_DIRECTORY}/ and {LEGACY_MARKER} are reserved"
     return None
 
 
@@ -107,34 +117,54 @@ def is_reserved(name: str) -> bool:
     return top == CONTROL_DIRECTORY or name.casefold() == LEGACY_MARKER
 
 
-def collisions(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of names that cannot live side by side everywhere.
+class NameSet:
+    """Names seen so far; tells of each new one whether it can live beside the earlier ones everywhere.
 
-    Two names collide when they are equal, equal but for case, when one is a directory of the other, or
-    when their directories are equal but for case. Each later name is reported once, beside the
-    earlier name it collides with.
+    Two names collide when they are equal, equal but for case, when one file is a directory of the
+    other, or when their directories are equal but for case.
     """
-    files: dict[str, str] = {}
-    directories: dict[str, tuple[str, str]] = {}  # folded -> (spelling, first name below it)
-    found: list[tuple[str, str]] = []
-    for name in names:
-        parents = [(_fold(parent), parent) for parent in _parents(name)]
+
+    def __init__(self) -> None:
+        self._files: dict[str, str] = {}
+        # folded -> (spelling, the first name that told of it)
+        self._directories: dict[str, tuple[str, str]] = {}
+
+    def add(self, name: str) -> str | None:
+        """Add a file. Returns the earlier name it collides with, and then does not add it."""
         folded = _fold(name)
-        other = files.get(folded)
-        if other is None and folded in directories:
-            other = directories[folded][1]
-        for key, spelling in parents:
-            if other is None:
-                other = files.get(key)
-            if other is None and key in directories and directories[key][0] != spelling:
-                other = directories[key][1]
-        if other is not None:
-            found.append((other, name))
-            continue
-        files[folded] = name
-        for key, spelling in parents:
-            directories.setdefault(key, (spelling, name))
-    return found
+        other = self._files.get(folded)
+        if other is None and folded in self._directories:
+            other = self._directories[folded][1]
+        parents = _parents(name)
+        if other is None:
+            other = self._add_directories(parents, name)
+        if other is None:
+            self._files[folded] = name
+        return other
+
+    def add_directory(self, name: str) -> str | None:
+        """Add a directory, perhaps again. Returns the earlier name it collides with."""
+        return self._add_directories([*_parents(name), name], name)
+
+    def _add_directories(self, directories: list[str], name: str) -> str | None:
+        folded = [(_fold(directory), directory) for directory in directories]
+        for key, spelling in folded:
+            if key in self._files:
+                return self._files[key]
+            if key in self._directories and self._directories[key][0] != spelling:
+                return self._directories[key][1]
+        for key, spelling in folded:
+            self._directories.setdefault(key, (spelling, name))
+        return None
+
+
+def collisions(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that cannot live side by side everywhere, as `NameSet` tells.
+
+    Each later name is reported once, beside the earlier name it collides with.
+    """
+    seen = NameSet()
+    return [(other, name) for name in names if (other := seen.add(name)) is not None]
 
 
 def _fold(name: str) -> str:

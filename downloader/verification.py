@@ -1,0 +1,32 @@
+"""`model-downloader verify`: is a directory still what was downloaded into it?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from staging.cli.options import CONTEXT, Common, common_options, memory_option
+from staging.cli.verification import verify_local
+from staging.verify import Level
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--level",
+    type=click.Choice([Level.SIZE.value, Level.DIGEST.value]),
+    default=Level.SIZE.value,
+    show_default=True,
+    help="What to compare: sizes, or every byte.",
+)
+@click.option(
+    "--expect-id", envvar="MODEL_EXPECT_ID", metavar="sha256:...", help="Id it must have."
+)
+@memory_option("MODEL")
+@common_options("MODEL")
+def verify(
+    common: Common, *, directory: Path, level: str, expect_id: str | None, memory: int
+) -> None:
+    """Compare DIRECTORY with the manifest that was downloaded into it; exits with 11 if it differs."""
+    verify_local(common, directory, Level(level), memory=memory, expect_id=expect_id, ready=True)

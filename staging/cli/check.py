@@ -1,0 +1,134 @@
+"""`staging check`: would these files serve?"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from staging.cli.options import Common, common_options
+from staging.cli.program import print_json
+from staging.directory.entry import Kind
+from staging.directory.local import LocalDirectory
+from staging.inspection import Passing, take_inventory
+from staging.layout.inventory import Inventory
+from staging.layout.rules import Finding
+from staging.layout.rules import check as judge
+from staging.published import explain_absence
+from staging.source.pipe import Pipe
+from staging.source.ranges import FileAt, ObjectAt
+from staging.source.tar_file import TarFile
+from staging.transfer.sizing import MIB
+from staging.vocabulary.errors import LayoutInvalid
+from staging.vocabulary.location import S3Location
+from staging.vocabulary.paths import is_reserved
+
+
+@click.command()
+@click.argument("target")
+@click.option(
+    "--strip-components",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Leading directories to remove from the names in a tar.",
+)
+@common_options("STAGING")
+def check(common: Common, *, target: str, strip_components: int | None) -> None:
+    """Apply the rules of a servable checkpoint to TARGET: a tar, a directory or an S3 prefix.
+
+    Reads names, sizes and the headers of safetensors files, no weights. Exits with 17 when a rule finds
+    an error. `-` reads a tar from a pipe, all of it.
+    """
+    inventory = _take(common, target, strip_components)
+    findings = judge(inventory)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    document = {
+        "check": {
+            "target": target,
+            "files": len(inventory.files),
+            "total_size": sum(inventory.files.values()),
+            "passed": not errors,
+            "findings": [_finding(finding) for finding in findings],
+        }
+    }
+    if not common.as_json:
+        for finding in findings:
+            click.echo(f"{finding.severity}: {finding.message} [{finding.rule}]")
+            if finding.hint:
+                click.echo(f"  hint: {finding.hint}")
+    if errors:
+        refusal = LayoutInvalid(
+            f"{target} would not serve: {len(errors)} error{'s' if len(errors) > 1 else ''},"
+            f" the first: {errors[0].message}",
+            reference=errors[0].rule,
+            hint=errors[0].hint,
+            side="store" if target.startswith("s3://") else "source",
+        )
+        refusal.document = document
+        raise refusal
+    if common.as_json:
+        print_json(document)
+    else:
+        click.echo(f"{target} ok: {len(inventory.files)} files")
+
+
+def _take(common: Common, target: str, strip_components: int | None) -> Inventory:
+    if target.startswith("s3://"):
+        return _of_prefix(common, S3Location.parse(target))
+    if target == "-":
+        return _of_pipe(Pipe(sys.stdin.buffer, strip_components=strip_components))
+    if Path(target).is_dir():
+        with LocalDirectory(Path(target)) as local:
+            return _of_directory(local)
+    with closing(TarFile(Path(target), strip_components=strip_components)) as source:
+        files = {str(file.path): file for file in source.files()}
+        sizes = ((path, file.size) for path, file in files.items())
+        return take_inventory(sizes, lambda path: FileAt(source, files[path]))
+
+
+def _of_directory(local: LocalDirectory) -> Inventory:
+    entries = {name: entry for name, entry in local.tree.walk() if not is_reserved(name)}
+    links = [name for name, entry in entries.items() if entry.kind is Kind.SYMLINK]
+    if links:
+        click.echo(f"warning: {len(links)} links are not followed, such as {links[0]!r}", err=True)
+    sizes = ((name, entry.stamp.size) for name, entry in entries.items() if entry.kind is Kind.FILE)
+    return take_inventory(sizes, local.tree.open_member)
+
+
+def _of_pipe(source: Pipe) -> Inventory:
+    passing = Passing()
+    buffer = bytearray(MIB)
+    for file in source.files():
+        passing.note(file)
+        for offset in range(0, file.size, MIB):
+            view = memoryview(buffer)[: min(MIB, file.size - offset)]
+            source.read_into(file, offset, view)
+            passing.watch(file, view)
+    return passing.inventory()
+
+
+def _of_prefix(common: Common, location: S3Location) -> Inventory:
+    store = common.store(location)
+    objects = {
+        info.key[len(location.prefix) :]: info
+        for info in store.list_objects(location.prefix)
+        if not (info.key.endswith("/") and info.size == 0)
+    }
+    objects = {name: info for name, info in objects.items() if not is_reserved(name)}
+    if not objects:
+        raise explain_absence(store, location)
+    sizes = ((name, info.size) for name, info in objects.items())
+    return take_inventory(sizes, lambda name: ObjectAt(store, objects[name]))
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "rule": finding.rule,
+        "severity": finding.severity,
+        "path": finding.path,
+        "message": finding.message,
+        "hint": finding.hint,
+    }

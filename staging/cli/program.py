@@ -1,0 +1,126 @@
+"""What both programs share: one place that turns errors and signals into words and exit codes.
+
+Results go to stdout, everything else to stderr. With `--json` stdout gets exactly one document, on
+failure too. The first signal asks the work to stop and clean up, the second one ends the process at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, Final
+
+import click
+
+from staging.vocabulary.errors import Interrupted, StagingError
+
+JSON_SCHEMA: Final = "checkpoint-staging/1"
+"""Names the shape of every JSON document that the programs print."""
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -> int:
+    """Run a click command and return the exit code. The one handler of errors of a program."""
+    handle_signals()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    try:
+        command.main(given, prog_name=name, standalone_mode=False)
+    except StagingError as error:
+        _tell(error, as_json=as_json)
+        return error.code
+    except click.exceptions.Exit as error:
+        return int(error.exit_code)
+    except click.ClickException as error:
+        _tell_usage(error, name, as_json=as_json)
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our results has gone; the interpreter must not fail again while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        unexpected = StagingError(
+            f"unexpected {type(error).__name__}: {error}",
+            reference="unexpected",
+            hint="this is a defect: report it with the lines above",
+        )
+        traceback.print_exc()
+        _tell(unexpected, as_json=as_json)
+        return unexpected.code
+    return 0
+
+
+def handle_signals() -> None:
+    """Make the first SIGINT, SIGTERM or SIGHUP raise Interrupted, and a second one exit."""
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print the one JSON document of a command."""
+    click.echo(json.dumps({"schema": JSON_SCHEMA, **document}, ensure_ascii=False, indent=1))
+
+
+def describe(error: StagingError) -> dict[str, Any]:
+    """An error as it stands in JSON documents."""
+    return {
+        "code": error.code,
+        "reference": error.reference,
+        "side": error.side,
+        "message": error.message,
+        "hint": error.hint,
+    }
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for again in _SIGNALS:
+        signal.signal(again, _exit_now)
+    raise Interrupted(
+        f"interrupted by {signal.Signals(number).name}",
+        signal_number=number,
+        hint="run the same command again to go on",
+    )
+
+
+def _exit_now(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _tell(error: StagingError, *, as_json: bool) -> None:
+    if as_json:
+        print_json({**error.document, "error": describe(error)})
+    side = f"{error.side}: " if error.side else ""
+    click.echo(f"error: {side}{_line(error.message)} [{error.reference}]", err=True)
+    if error.hint:
+        click.echo(f"hint: {_line(error.hint)}", err=True)
+
+
+def _tell_usage(error: click.ClickException, name: str, *, as_json: bool) -> None:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else name
+    if as_json:
+        print_json(
+            {
+                "error": {
+                    "code": error.exit_code,
+                    "reference": "usage",
+                    "side": None,
+                    "message": error.format_message(),
+                    "hint": f"{path} --help",
+                }
+            }
+        )
+    click.echo(f"error: {error.format_message()} [usage]", err=True)
+    click.echo(f"hint: `{path} --help` shows the usage", err=True)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

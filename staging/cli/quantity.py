@@ -1,0 +1,47 @@
+"""Sizes as people write and read them: units are required, output is decimal."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import click
+
+_UNITS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_TEXT: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(iB|i|B)?", re.IGNORECASE)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes with a unit: `64MiB`, `64Mi` and `64M` are 2^20, `64MB` is 10^6 bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the size in bytes, or fail as click does."""
+        if isinstance(value, int):
+            return value
+        match = _TEXT.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size with a unit, such as 64MiB or 2GB", param, ctx)
+        base = 1000 if (match[3] or "").upper() == "B" else 1024
+        return int(float(match[1]) * base ** _UNITS[match[2].upper()])
+
+
+def size(count: int | float) -> str:
+    """A number of bytes for people: `67.3 GB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

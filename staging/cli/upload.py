@@ -1,0 +1,222 @@
+"""`staging upload`: publish a tar under a prefix."""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from staging.cli import quantity
+from staging.cli.options import DISTRIBUTION, Common, common_options, cores, tuning_options
+from staging.cli.program import print_json
+from staging.source.pipe import Pipe
+from staging.source.source import Source
+from staging.source.tar_file import TarFile
+from staging.transfer.sizing import MIB
+from staging.upload import Estimate, UploadOptions, UploadResult, estimate, size_up
+from staging.upload import upload as publish
+from staging.vocabulary.digest import HashFamily
+from staging.vocabulary.location import S3Location
+
+
+@click.command(epilog="See docs/scripting.md for exit codes and environment variables.")
+@click.argument("source")
+@click.argument("target", metavar="s3://BUCKET/PREFIX/")
+@click.option(
+    "--strip-components",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Leading directories to remove from every name, instead of the one top-level directory.",
+)
+@click.option(
+    "--layout-check",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    show_default=True,
+    envvar="STAGING_LAYOUT_CHECK",
+    help="Apply the rules of a servable checkpoint.",
+)
+@click.option(
+    "--hash",
+    "family",
+    type=click.Choice(["blake3", "sha256"]),
+    default="blake3",
+    show_default=True,
+    envvar="STAGING_HASH",
+    help="Digest family; sha256 for sites that need approved hashing.",
+)
+@click.option(
+    "--allow-existing",
+    is_flag=True,
+    help="Leave foreign objects under the prefix and go on.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done; send nothing.")
+@tuning_options("STAGING")
+@common_options("STAGING")
+def upload(
+    common: Common,
+    *,
+    source: str,
+    target: str,
+    strip_components: int | None,
+    layout_check: Literal["on", "off"],
+    family: Literal["blake3", "sha256"],
+    allow_existing: bool,
+    dry_run: bool,
+    part_size: int | None,
+    concurrency: int | None,
+    memory: int,
+) -> None:
+    r"""Publish the checkpoint in the tar SOURCE (a file, or - for a pipe) under an S3 prefix.
+
+    The archive's one top-level directory is removed from the names. Prints the prefix and the
+    checkpoint's id. The same content again is no error; other content under a published prefix is.
+
+    \b
+    staging upload laguna_xs.tar s3://bucket/checkpoints/laguna-xs/
+    curl -fsS "$URL" | staging upload - s3://bucket/checkpoints/laguna-xs/
+    """
+    location = S3Location.parse(target)
+    options = UploadOptions(
+        memory=memory,
+        cores=cores(),
+        part_size=part_size,
+        concurrency=concurrency,
+        hash=HashFamily.BLAKE3 if family == "blake3" else HashFamily.SHA256,
+        check_layout=layout_check == "on",
+        allow_existing=allow_existing,
+        tool=f"{DISTRIBUTION}/{version(DISTRIBUTION)}",
+    )
+    opened = _open(source, strip_components, target)
+    try:
+        if dry_run:
+            _show_plan(common, opened, location, options)
+            return
+        sizing = size_up(None if opened.sequential else list(opened.files()), options)
+        store = common.store(location, connections=sizing.concurrency + 2)
+        with common.reporting() as report:
+            result = publish(opened, store, location, options, report)
+    finally:
+        opened.close()
+    _show_result(common, result)
+
+
+def _open(source: str, strip_components: int | None, target: str) -> Source:
+    if source == "-":
+        return Pipe(
+            sys.stdin.buffer,
+            name="standard input",
+            strip_components=strip_components,
+            target=target,
+        )
+    return TarFile(Path(source), strip_components=strip_components, target=target)
+
+
+def _show_plan(
+    common: Common, source: Source, location: S3Location, options: UploadOptions
+) -> None:
+    files = []
+    for file in source.files():
+        files.append(file)
+        if source.sequential:
+            _skip(source, file.size, file)
+    source.finish()
+    sizing = size_up(files, options)
+    plan = estimate((file.size for file in files), sizing.part_size)
+    if common.as_json:
+        print_json({"plan": _plan_document(plan, location, sizing.part_size, sizing.concurrency)})
+        return
+    for file in files:
+        click.echo(f"{quantity.size(file.size):>10}  {file.path}")
+    click.echo(
+        f"{plan.files} files, {quantity.size(plan.total_size)} to {location}\n"
+        f"{plan.parts} parts of at most {sizing.part_size // MIB} MiB, {sizing.concurrency} at once,"
+        f" about {plan.requests} requests"
+    )
+    for speed, hours in plan.hours.items():
+        click.echo(f"at {speed} Gb/s: {quantity.duration(hours * 3600)}")
+
+
+def _skip(source: Source, size: int, file: Any) -> None:
+    buffer = bytearray(min(size, MIB))
+    for offset in range(0, size, MIB):
+        source.read_into(file, offset, memoryview(buffer)[: min(MIB, size - offset)])
+
+
+def _plan_document(
+    plan: Estimate, location: S3Location, part_size: int, concurrency: int
+) -> dict[str, Any]:
+    return {
+        "uri": str(location),
+        "files": plan.files,
+        "total_size": plan.total_size,
+        "part_size": part_size,
+        "concurrency": concurrency,
+        "parts": plan.parts,
+        "requests": plan.requests,
+        "hours": {f"{speed} Gb/s": hours for speed, hours in plan.hours.items()},
+    }
+
+
+def _show_result(common: Common, result: UploadResult) -> None:
+    manifest = result.manifest
+    unproven = [
+        what
+        for what, proven in (("exclusive", result.exclusive), ("checksums", result.checksums))
+        if proven is False
+    ]
+    if common.as_json:
+        print_json(
+            {
+                "upload": {
+                    "uri": str(result.location),
+                    "id": manifest.id,
+                    "files": len(manifest.files),
+                    "total_size": manifest.total_size,
+                    "already_published": result.already_published,
+                    "sent_bytes": result.sent_bytes,
+                    "not_proven": unproven,
+                    "warnings": [finding.message for finding in result.findings],
+                    "leftovers": list(result.leftovers),
+                }
+            }
+        )
+    else:
+        click.echo(f"{result.location} {manifest.id}")
+    if common.quiet:
+        return
+    for finding in result.findings:
+        click.echo(f"warning: {finding.message}", err=True)
+    for what in unproven:
+        click.echo(f"warning: {what}: not proven, this store does not enforce it", err=True)
+    for leftover in result.leftovers:
+        click.echo(f"left behind, safe to delete: {leftover}", err=True)
+    verb = "already published" if result.already_published else "published"
+    click.echo(
+        f"{verb}: {len(manifest.files)} files, {quantity.size(manifest.total_size)}\n"
+        f"{_snippet(result.location, manifest.id)}"
+        "The local copy is no longer needed",
+        err=True,
+    )
+
+
+def _snippet(location: S3Location, checkpoint_id: str) -> str:
+    """The entry of a values file that serves this checkpoint; what we cannot know is marked."""
+    name = location.prefix.rstrip("/").rpartition("/")[2]
+    key = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "model"
+    return (
+        "For the values file:\n"
+        "\n"
+        "models:\n"
+        f"  {key}:\n"
+        f"    model: {location}\n"
+        f"    modelName: {name}  # the name clients ask for\n"
+        "    modelType: agent  # agent, agent_small or completion\n"
+        "    gpus: 1  # 1, 2, 4 or 8\n"
+        "\n"
+        f"To pin it in the pod: MODEL_EXPECT_ID={checkpoint_id}\n"
+    )

@@ -1,0 +1,1 @@
+"""The local side: files below an open directory, partial files, the ready marker, publication."""

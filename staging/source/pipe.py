@@ -1,0 +1,79 @@
+"""A tar on a pipe as a sequential source: one pass, no seeking, no scratch disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from staging.formats.tar import TarReader
+from staging.layout.root import RootTracker
+from staging.source.source import SourceFile
+from staging.vocabulary.errors import StagingError
+
+
+class Pipe:
+    """A tar read from a stream such as standard input."""
+
+    kind = "pipe"
+    sequential = True
+    size = None
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        *,
+        name: str = "-",
+        strip_components: int | None = None,
+        target: str = "",
+    ) -> None:
+        """Wrap a binary stream whose `readinto` may come short; `target` is only named in hints."""
+        self._stream = stream
+        self.name = name
+        self._reader = TarReader()
+        self._root = RootTracker(strip_components=strip_components, source="-", target=target)
+        self._at = 0
+        self._file: SourceFile | None = None
+
+    def files(self) -> Iterator[SourceFile]:
+        """All files in order; each must be read to its end before the next is asked for."""
+        while (wanted := self._reader.wanted) is not None:
+            if wanted.offset != self._at:
+                raise RuntimeError(f"{self._file} was not read to its end")
+            data = bytearray(wanted.length)
+            length = self._read(memoryview(data))
+            member = self._reader.feed(bytes(data[:length]))
+            if member is not None:
+                path = self._root.add(member.name)
+                self._file = SourceFile(path, member.size, member.data_offset)
+                yield self._file
+        self._root.finish()
+
+    def read_into(self, file: SourceFile, offset: int, view: memoryview) -> None:
+        """Fill `view` with the next bytes of the file that came last."""
+        if file is not self._file or file.offset + offset != self._at:
+            raise RuntimeError(f"{file.path} is not read in order")
+        if self._read(view) < len(view):
+            raise self._reader.truncated(self._at)
+
+    def finish(self) -> None:
+        """Nothing to check: a pipe is read once."""
+
+    def close(self) -> None:
+        """Leave the stream open: it belongs to the caller."""
+
+    def _read(self, view: memoryview) -> int:
+        done = 0
+        while done < len(view):
+            try:
+                count = self._stream.readinto(view[done:])  # type: ignore[attr-defined]
+            except OSError as error:
+                raise StagingError(
+                    f"cannot read the pipe at byte {self._at + done}: {error.strerror}",
+                    reference="source-io",
+                    side="source",
+                ) from error
+            if not count:
+                break
+            done += count
+        self._at += done
+        return done

@@ -1,0 +1,72 @@
+"""The contract of a source: files in order, and their bytes.
+
+A source is either indexed, when all files are known up front and any range of any file can be read
+from several threads, or sequential, when each file must be read once, in order, before the next is
+known. The engine asks `sequential` and otherwise treats both alike.
+
+Failures are `MalformedInput` (damaged, unsafe or changed input), `LayoutInvalid` (files that cannot be
+placed at a checkpoint's root) and `StagingError` for the machine's own trouble, with `side="source"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from staging.vocabulary.paths import SafePath
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file the source holds: its path below the version prefix and its size in bytes.
+
+    `offset` is where its data begins in the source, in bytes, for the source's own use.
+    """
+
+    path: SafePath
+    size: int
+    offset: int
+
+
+class Source(Protocol):
+    """Files and their bytes. See the module's docstring."""
+
+    @property
+    def kind(self) -> str:
+        """The kind as manifests record it: `tar`, `pipe`."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """A base name for people, without directories or queries."""
+        ...
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the whole source, or None when it does not tell before its end."""
+        ...
+
+    @property
+    def sequential(self) -> bool:
+        """True when files come one after another and each must be read to its end."""
+        ...
+
+    def files(self) -> Iterator[SourceFile]:
+        """All files. Ends without an error only when the whole source is accounted for (I2)."""
+        ...
+
+    def read_into(self, file: SourceFile, offset: int, view: memoryview) -> None:
+        """Fill `view` with bytes of `file` from `offset`; sequentially when the source is sequential.
+
+        Raises MalformedInput when the source ends before.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Check that what was read was one unchanged source. Raises MalformedInput."""
+        ...
+
+    def close(self) -> None:
+        """Release what the source holds."""
+        ...

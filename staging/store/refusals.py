@@ -1,0 +1,169 @@
+"""What an S3 error means for a person: the class, the reference and the hint for each code.
+
+Stores disagree on codes; what is not in the tables is decided by the HTTP status.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from staging.store.store import AlreadyExists, Changed
+from staging.vocabulary.errors import (
+    AccessDenied,
+    Conflict,
+    IntegrityError,
+    NotFound,
+    StagingError,
+    StoreUnavailable,
+)
+from staging.wire.wire import WireError
+
+_CREDENTIAL_CODES: Final = {
+    "ExpiredToken": "the credentials have expired; get new ones and run again",
+    "TokenRefreshRequired": "the credentials have expired; get new ones and run again",
+    "InvalidAccessKeyId": "the access key does not exist at this store; check --profile and the"
+    " AWS_* variables",
+    "InvalidToken": "the session token does not belong to the access key; check the AWS_* variables",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key; check the AWS_*"
+    " variables",
+}
+_CHECKSUM_CODES: Final = {
+    "BadDigest",
+    "InvalidDigest",
+    "XAmzContentSHA256Mismatch",
+    "XAmzContentChecksumMismatch",
+    "InvalidPart",
+    "InvalidPartOrder",
+}
+_BUSY_CODES: Final = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "ThrottlingException",
+    "Throttling",
+    "RequestLimitExceeded",
+    "BandwidthLimitExceeded",
+}
+_DENIED_HINTS: Final = {
+    "read": "the role needs s3:GetObject and s3:ListBucket, and kms:Decrypt where the bucket uses a"
+    " KMS key; in a pod also check the service account's role annotation and the namespace in"
+    " the role's trust policy",
+    "write": "the role needs s3:PutObject and s3:AbortMultipartUpload, and kms:GenerateDataKey and"
+    " kms:Decrypt where the bucket uses a KMS key",
+    "delete": "the role needs s3:DeleteObject",
+}
+_KINDS: Final = {
+    "HeadObject": "read",
+    "GetObject": "read",
+    "ListObjectsV2": "read",
+    "DeleteObject": "delete",
+}
+
+
+def translate(error: WireError, bucket: str, key: str | None) -> StagingError:
+    """The error to raise for a failed request on `key` (or a listing of it) in `bucket`."""
+    place = f"s3://{bucket}/{key or ''}"
+    what = f"{error.operation} {place}: {error.code}"
+    if error.message and error.message != error.code:
+        what += f": {error.message}"
+    kind = _KINDS.get(error.operation, "write")
+    if error.cause == "credentials":
+        return AccessDenied(
+            f"no usable credentials for {place}: {error.message}",
+            reference="credentials",
+            hint="set AWS_PROFILE or --profile, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; in a"
+            " pod check the service account's role annotation",
+            side="store",
+        )
+    if error.cause == "connection":
+        return StoreUnavailable(
+            what,
+            reference="connection",
+            hint="check --endpoint-url, the network, proxies and --ca-bundle, then run again",
+            side="store",
+        )
+    if error.cause == "configuration":
+        return StagingError(what, reference="request", side="store")
+    return _answer(error, bucket, key, place, what, kind)
+
+
+def _answer(
+    error: WireError, bucket: str, key: str | None, place: str, what: str, kind: str
+) -> StagingError:
+    code, status = error.code, error.status
+    if code == "NoSuchBucket":
+        return NotFound(
+            f"there is no bucket {bucket!r}",
+            reference="bucket",
+            hint="check the spelling, --endpoint-url and the account of the credentials",
+            side="store",
+        )
+    if code == "NoSuchUpload":
+        return NotFound(what, reference="upload-gone", side="store")
+    if code in ("RequestTimeTooSkewed", "RequestExpired"):
+        skew = error.server_time_skew
+        minutes = f" by {abs(skew) / 60:.0f} minutes" if skew is not None else ""
+        return AccessDenied(
+            f"this machine's clock differs from the store's{minutes}",
+            reference="clock-skew",
+            hint="set the clock (for example `chronyc makestep`) and run again",
+            side="local",
+        )
+    if code in _CREDENTIAL_CODES:
+        return AccessDenied(
+            what, reference="credentials", hint=_CREDENTIAL_CODES[code], side="store"
+        )
+    if code in _CHECKSUM_CODES:
+        return IntegrityError(
+            what,
+            reference="checksum-refused",
+            hint="bytes changed between here and the store; run again, and check this machine's"
+            " memory if it repeats",
+            side="store",
+        )
+    if code == "ConditionalRequestConflict":
+        return Conflict(
+            what,
+            reference="concurrent-write",
+            hint="another writer is at work on this key; see who, then run again",
+            side="store",
+        )
+    if code in _BUSY_CODES or (status is not None and status >= 500 and status != 501):
+        return StoreUnavailable(
+            what, reference="store-busy", hint="run again in a few minutes", side="store"
+        )
+    return _by_status(error, key, place, what, kind)
+
+
+def _by_status(error: WireError, key: str | None, place: str, what: str, kind: str) -> StagingError:
+    status = error.status
+    if status == 404:
+        return NotFound(f"there is no object {place}", reference="object", side="store")
+    if status in (401, 403):
+        hidden = error.operation in ("GetObject", "HeadObject")
+        return AccessDenied(
+            f"{what} (missing, or denied)" if hidden else what,
+            reference="denied",
+            hint=_DENIED_HINTS[kind],
+            side="store",
+        )
+    if status == 412 and kind == "write":
+        return AlreadyExists(
+            f"there is already an object {place}", reference="exists", side="store"
+        )
+    if status in (412, 416):
+        return Changed(
+            f"{place} is not the version it was",
+            reference="object-changed",
+            hint="nothing may rewrite a published object; see who did, then run again",
+            side="store",
+        )
+    if status in (301, 307) or error.code == "AuthorizationHeaderMalformed":
+        return AccessDenied(
+            what,
+            reference="region",
+            hint="the bucket is in another region: give --region",
+            side="store",
+        )
+    return StagingError(what, reference="request", side="store")

@@ -1,0 +1,273 @@
+"""A bucket of S3, or of a store that speaks its protocol, over a `Wire`.
+
+Objects are created with a FULL_OBJECT CRC64NVME that the store checks on arrival, and only where
+there is none (`If-None-Match: *`); ranges are pinned to one version (`If-Match`).
+
+Not guaranteed: that a store which answers 200 honoured the condition or the checksum; AWS does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from staging.store.refusals import translate
+from staging.store.store import (
+    Changed,
+    Listing,
+    MultipartUpload,
+    ObjectInfo,
+    UploadedPart,
+)
+from staging.vocabulary.digest import Bytes
+from staging.vocabulary.errors import MalformedInput, NotFound, StoreUnavailable
+from staging.wire.wire import BodyBroken, Wire, WireError
+
+_READ_ATTEMPTS: Final = 5
+_CONFLICT_ATTEMPTS: Final = 4
+_CONFLICT_PAUSE: Final = 0.2  # seconds; a PUT that met another one in flight may be sent again
+
+
+class S3Store:
+    """One bucket as a `Store`; see `staging.store.store` for the contract."""
+
+    def __init__(self, wire: Wire, bucket: str) -> None:
+        self._wire = wire
+        self._bucket = bucket
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return self._bucket
+
+    def head(self, key: str) -> ObjectInfo:
+        """Describe an object, with its stored checksum."""
+        answer = self._call("HeadObject", key, ChecksumMode="ENABLED")
+        return _info(key, answer, size=answer["ContentLength"])
+
+    def read(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
+        """Return a whole small object."""
+        for _ in range(_READ_ATTEMPTS):
+            try:
+                answer, body = self._wire.get({"Bucket": self._bucket, "Key": key})
+            except WireError as error:
+                raise translate(error, self._bucket, key) from error
+            try:
+                size = int(answer["ContentLength"])
+                if size > limit:
+                    raise MalformedInput(
+                        f"s3://{self._bucket}/{key} has {size} bytes, more than {limit}",
+                        reference="object-too-large",
+                        hint="this is not a file that `staging` wrote; publish under a new prefix",
+                        side="store",
+                    )
+                data = bytearray(size)
+                if _fill(body, memoryview(data)) == size:
+                    return bytes(data), _info(key, answer, size=size)
+            finally:
+                body.close()
+        raise StoreUnavailable(
+            f"the body of s3://{self._bucket}/{key} broke off {_READ_ATTEMPTS} times",
+            reference="connection",
+            hint="check the network between here and the store, then run again",
+            side="store",
+        )
+
+    def read_into(self, key: str, offset: int, buffer: memoryview, *, etag: str) -> int:
+        """Read a range of one version."""
+        last = offset + len(buffer) - 1
+        try:
+            answer, body = self._wire.get(
+                {
+                    "Bucket": self._bucket,
+                    "Key": key,
+                    "Range": f"bytes={offset}-{last}",
+                    "IfMatch": f'"{etag}"',
+                }
+            )
+        except WireError as error:
+            raise translate(error, self._bucket, key) from error
+        try:
+            expected = f"bytes {offset}-{last}/"
+            given = str(answer.get("ContentRange", "the whole object"))
+            found = _etag(answer)
+            if not given.startswith(expected) or found != etag:
+                raise Changed(
+                    f"s3://{self._bucket}/{key} answered {given} of version {found},"
+                    f" asked for {expected}* of version {etag}",
+                    reference="object-changed",
+                    hint="nothing may rewrite a published object; see who did, then run again",
+                    side="store",
+                )
+            return _fill(body, buffer)
+        finally:
+            body.close()
+
+    def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """All objects below `prefix`, page by page."""
+        more: dict[str, Any] = {}
+        while True:
+            answer = self._call("ListObjectsV2", None, Prefix=prefix, **more)
+            for entry in answer.get("Contents", []):
+                yield _info(entry["Key"], entry, size=entry["Size"])
+            if not answer.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": answer["NextContinuationToken"]}
+
+    def list_level(self, prefix: str, *, limit: int = 1000) -> Listing:
+        """One level below `prefix`."""
+        answer = self._call("ListObjectsV2", None, Prefix=prefix, Delimiter="/", MaxKeys=limit)
+        return Listing(
+            tuple(
+                _info(entry["Key"], entry, size=entry["Size"])
+                for entry in answer.get("Contents", [])
+            ),
+            tuple(entry["Prefix"][len(prefix) :] for entry in answer.get("CommonPrefixes", [])),
+        )
+
+    def create(self, key: str, body: Bytes, *, crc64nvme: str) -> ObjectInfo:
+        """Create an object with one conditional PUT."""
+        for attempt in range(_CONFLICT_ATTEMPTS):
+            try:
+                answer = self._wire.call(
+                    "PutObject",
+                    {
+                        "Bucket": self._bucket,
+                        "Key": key,
+                        "Body": bytearray(body),  # bytes would cost a round trip for Expect
+                        "IfNoneMatch": "*",
+                        "ChecksumCRC64NVME": crc64nvme,
+                    },
+                )
+            except WireError as error:
+                # Another conditional PUT was in flight; S3 asks to send this one again.
+                if error.code == "ConditionalRequestConflict" and attempt < _CONFLICT_ATTEMPTS - 1:
+                    time.sleep(_CONFLICT_PAUSE * 2**attempt)
+                    continue
+                raise translate(error, self._bucket, key) from error
+            return _info(key, answer, size=len(body))
+        raise AssertionError("unreachable")
+
+    def create_multipart_upload(self, key: str) -> MultipartUpload:
+        """Open a multipart upload."""
+        answer = self._call(
+            "CreateMultipartUpload",
+            key,
+            ChecksumAlgorithm="CRC64NVME",
+            ChecksumType="FULL_OBJECT",
+        )
+        return MultipartUpload(key, answer["UploadId"])
+
+    def upload_part(
+        self, upload: MultipartUpload, number: int, body: bytearray, *, crc64nvme: str
+    ) -> UploadedPart:
+        """Send one part."""
+        answer = self._call(
+            "UploadPart",
+            upload.key,
+            UploadId=upload.upload_id,
+            PartNumber=number,
+            Body=body,
+            ChecksumCRC64NVME=crc64nvme,
+        )
+        return UploadedPart(number, _etag(answer), crc64nvme)
+
+    def complete_multipart_upload(
+        self, upload: MultipartUpload, parts: Sequence[UploadedPart], *, crc64nvme: str
+    ) -> None:
+        """Make the object from its parts, conditionally."""
+        self._call(
+            "CompleteMultipartUpload",
+            upload.key,
+            UploadId=upload.upload_id,
+            MultipartUpload={
+                "Parts": [
+                    {
+                        "PartNumber": part.number,
+                        "ETag": f'"{part.etag}"',
+                        "ChecksumCRC64NVME": part.crc64nvme,
+                    }
+                    for part in parts
+                ]
+            },
+            IfNoneMatch="*",
+            ChecksumCRC64NVME=crc64nvme,
+            ChecksumType="FULL_OBJECT",
+        )
+
+    def abort_multipart_upload(self, upload: MultipartUpload) -> None:
+        """Drop an open upload."""
+        try:
+            self._call("AbortMultipartUpload", upload.key, UploadId=upload.upload_id)
+        except NotFound as error:
+            if error.reference == "bucket":
+                raise
+
+    def list_multipart_uploads(self, prefix: str) -> Iterator[MultipartUpload]:
+        """All open uploads below `prefix`, page by page."""
+        more: dict[str, Any] = {}
+        while True:
+            answer = self._call("ListMultipartUploads", None, Prefix=prefix, **more)
+            for entry in answer.get("Uploads", []):
+                yield MultipartUpload(entry["Key"], entry["UploadId"])
+            if not answer.get("IsTruncated"):
+                return
+            more = {
+                "KeyMarker": answer["NextKeyMarker"],
+                "UploadIdMarker": answer["NextUploadIdMarker"],
+            }
+
+    def delete(self, key: str, *, etag: str) -> None:
+        """Delete one version of an object."""
+        try:
+            self._call("DeleteObject", key, IfMatch=f'"{etag}"')
+        except (NotFound, Changed) as error:
+            # Stores answer 404, 412 or 204 for an object that is gone.
+            if error.reference == "bucket" or self._exists(key):
+                raise
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self.head(key)
+        except NotFound:
+            return False
+        return True
+
+    def _call(self, operation: str, key: str | None, **parameters: Any) -> Mapping[str, Any]:
+        where = {"Bucket": self._bucket} if key is None else {"Bucket": self._bucket, "Key": key}
+        try:
+            return self._wire.call(operation, {**where, **parameters})
+        except WireError as error:
+            raise translate(error, self._bucket, key or parameters.get("Prefix")) from error
+
+
+def _fill(body: Any, view: memoryview) -> int:
+    done = 0
+    try:
+        while done < len(view):
+            count = body.read_into(view[done : done + _READ_BLOCK])
+            if count == 0:
+                break
+            done += count
+    except BodyBroken:
+        return done
+    return done
+
+
+_READ_BLOCK: Final = 1024 * 1024
+"""Bytes per read of a body: the SDK copies each read once, so a block should stay in the cache."""
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("ETag", "")).strip('"')
+
+
+def _info(key: str, answer: Mapping[str, Any], *, size: int) -> ObjectInfo:
+    return ObjectInfo(
+        key=key,
+        size=size,
+        etag=_etag(answer),
+        crc64nvme=answer.get("ChecksumCRC64NVME"),
+        metadata=dict(answer.get("Metadata", {})),
+    )

@@ -1,0 +1,53 @@
+"""The memory a transfer may hold in buffers: bytes are taken before they are filled, and given back.
+
+Invariants: the buffers taken and those kept for reuse never exceed the budget, except that one buffer
+larger than the whole budget is granted when nothing else is held; buffers come out at the size asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from staging.transfer.scheduler import Cancellation
+
+_POLL: Final = 0.2  # seconds between looks at the cancellation
+
+
+class Budget:
+    """`total` bytes of buffers, shared by all threads of a transfer."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._taken = 0
+        self._kept: list[bytearray] = []
+        self._changed = threading.Condition()
+
+    def acquire(self, size: int, cancelled: Cancellation) -> bytearray:
+        """Take a buffer of `size` bytes, waiting for room. Its content is arbitrary.
+
+        Raises Cancelled when the work is called off meanwhile.
+        """
+        with self._changed:
+            while True:
+                cancelled.check()
+                for index, buffer in enumerate(self._kept):
+                    if len(buffer) == size:
+                        self._taken += size
+                        return self._kept.pop(index)
+                while self._kept and self._taken + self._held() + size > self._total:
+                    self._kept.pop(0)
+                if not self._taken or self._taken + self._held() + size <= self._total:
+                    self._taken += size
+                    return bytearray(size)
+                self._changed.wait(_POLL)
+
+    def release(self, buffer: bytearray) -> None:
+        """Give a buffer back, at the size it came."""
+        with self._changed:
+            self._taken -= len(buffer)
+            self._kept.append(buffer)
+            self._changed.notify_all()
+
+    def _held(self) -> int:
+        return sum(len(buffer) for buffer in self._kept)

@@ -1,0 +1,194 @@
+"""Making an upload visible: everything at the end, in an order that leaves one winner.
+
+    claim the prefix -> look again for a manifest and for foreign objects
+    -> complete every multipart upload, conditionally -> list equals plan
+    -> manifest, conditionally (the commit) -> drop the claim
+
+A create or Complete that meets an object, or an upload that is gone, may be this run's own lost answer,
+or a twin publishing the same id: the object is settled by size and checksum, or by its bytes where
+the store keeps no checksum, never by existence (I8). Objects are never overwritten or deleted (I4); a
+twin may already count on those this run completed.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+
+from staging.store.store import AlreadyExists, ObjectInfo, Store
+from staging.transfer.ranges import read_range
+from staging.transfer.scheduler import Cancellation, Scheduler
+from staging.upload import target
+from staging.upload.parts import StagedFile
+from staging.upload.target import Proven
+from staging.vocabulary import crc64
+from staging.vocabulary.digest import CHUNK_SIZE
+from staging.vocabulary.errors import Conflict, IntegrityError, NotFound, StagingError
+from staging.vocabulary.events import Note, Reporter
+from staging.vocabulary.location import S3Location
+from staging.vocabulary.manifest import Manifest, ManifestFile
+
+
+class Commit:
+    """One attempt to publish staged files. Use it once."""
+
+    def __init__(
+        self,
+        store: Store,
+        location: S3Location,
+        manifest: Manifest,
+        files: Sequence[StagedFile],
+        *,
+        concurrency: int,
+        allow_existing: bool,
+        report: Reporter,
+        rng: random.Random,
+    ) -> None:
+        self._store = store
+        self._location = location
+        self.manifest = manifest
+        self._files = files
+        self._concurrency = concurrency
+        self._allow_existing = allow_existing
+        self._report = report
+        self._rng = rng
+        self._entries = {file.path: file for file in manifest.files}
+        self.visible = False
+        """True from the moment an object may have become visible."""
+
+    def run(self) -> tuple[Proven, bool]:
+        """Publish. Returns what the store proved, and True when a twin's manifest was there first.
+
+        Raises Conflict when something else is there; `visible` then tells whether objects remain.
+        """
+        proven = target.claim(self._store, self._location, self.manifest.id)
+        if self._published_by_twin():
+            return proven, True
+        self._refuse_foreign()
+        self.visible = True
+        with Scheduler(self._concurrency, name="commit") as scheduler:
+            for staged in self._files:
+                scheduler.submit(functools.partial(self._complete, staged, scheduler.cancelled))
+            scheduler.finish()
+        self._list_equals_plan()
+        twin = self._publish()
+        return proven, twin
+
+    def release(self) -> list[str]:
+        """Drop the claim. Returns it, described, when the store would not: it hurts nobody."""
+        try:
+            target.release(self._store, self._location, self.manifest.id)
+        except StagingError as error:
+            key = target.claim_key(self._location)
+            return [f"s3://{self._store.bucket}/{key} ({error.reference})"]
+        return []
+
+    def _published_by_twin(self) -> bool:
+        manifest = target.published(self._store, self._location)
+        if manifest is None:
+            return False
+        if manifest.id != self.manifest.id:
+            raise _other_manifest(self._location, manifest, self.manifest)
+        return True
+
+    def _refuse_foreign(self) -> list[ObjectInfo]:
+        objects = list(self._store.list_objects(self._location.prefix))
+        if not self._allow_existing:
+            keys = frozenset(staged.key for staged in self._files)
+            target.refuse_foreign(objects, self._location, keys)
+        return objects
+
+    def _complete(self, staged: StagedFile, cancelled: Cancellation) -> None:
+        cancelled.check()
+        try:
+            if staged.size == 0:
+                self._store.create(staged.key, b"", crc64nvme=staged.crc64nvme)
+            else:
+                assert staged.upload is not None  # noqa: S101 - it has parts
+                self._store.complete_multipart_upload(
+                    staged.upload, staged.parts, crc64nvme=staged.crc64nvme
+                )
+        except (AlreadyExists, NotFound) as error:
+            self._settle(staged, error, cancelled)
+        else:
+            staged.upload = None
+
+    def _settle(self, staged: StagedFile, cause: StagingError, cancelled: Cancellation) -> None:
+        """Accept an object that is there already if it is proven equal. Raises Conflict otherwise."""
+        try:
+            info = self._store.head(staged.key)
+        except NotFound:
+            raise Conflict(
+                f"the multipart upload of {staged.path!r} was aborted by somebody else",
+                reference="upload-gone",
+                hint="look for lifecycle rules and clean-up jobs on this bucket, then run again",
+                side="store",
+            ) from cause
+        if info.size != staged.size or not self._equal(staged, info, cancelled):
+            raise Conflict(
+                f"another object is at s3://{self._store.bucket}/{staged.key} already",
+                reference="foreign-objects",
+                hint="use a new prefix, or remove that object if nothing needs it",
+                side="store",
+            ) from cause
+        if staged.upload is not None:
+            self._store.abort_multipart_upload(staged.upload)
+            staged.upload = None
+
+    def _equal(self, staged: StagedFile, info: ObjectInfo, cancelled: Cancellation) -> bool:
+        if info.crc64nvme is not None:
+            return info.crc64nvme == staged.crc64nvme
+        self._report(Note(f"the store keeps no checksum: reading {staged.path} to compare"))
+        entry: ManifestFile = self._entries[staged.path]
+        buffer = bytearray(min(CHUNK_SIZE, staged.size))
+        for index, digest in enumerate(entry.chunks if staged.size else ()):
+            offset = index * CHUNK_SIZE
+            view = memoryview(buffer)[: min(CHUNK_SIZE, staged.size - offset)]
+            read_range(
+                self._store,
+                staged.key,
+                offset,
+                view,
+                etag=info.etag,
+                cancelled=cancelled,
+                rng=self._rng,
+            )
+            if self.manifest.hash.hash(view) != digest:
+                return False
+        return True
+
+    def _list_equals_plan(self) -> None:
+        found = {info.key: info.size for info in self._refuse_foreign()}
+        for staged in self._files:
+            if found.get(staged.key) != staged.size:
+                raise IntegrityError(
+                    f"{staged.path!r} is not listed with its {staged.size} bytes after it was completed"
+                    f" (listed: {found.get(staged.key)})",
+                    reference="list-differs",
+                    hint="somebody removed it, or the store lists late; run again",
+                    side="store",
+                )
+
+    def _publish(self) -> bool:
+        data = self.manifest.encode()
+        checksum = crc64.to_text(crc64.crc64(data))
+        try:
+            self._store.create(self._location.manifest_key, data, crc64nvme=checksum)
+        except AlreadyExists:
+            there = target.published(self._store, self._location)
+            if there is None or there.id != self.manifest.id:
+                raise _other_manifest(self._location, there, self.manifest) from None
+            # Equal to the byte: this run's own PUT, its answer lost and the request repeated.
+            return there != self.manifest
+        return False
+
+
+def _other_manifest(location: S3Location, there: Manifest | None, ours: Manifest) -> Conflict:
+    holder = there.id if there is not None else "something that was removed meanwhile"
+    return Conflict(
+        f"{location} already holds {holder}, this upload is {ours.id}",
+        reference="published-differs",
+        hint="published prefixes never change: upload to a new prefix and point the values file to it",
+        side="store",
+    )

@@ -1,0 +1,153 @@
+"""What lies under a prefix before an upload, and the claim that makes one upload the only one.
+
+Two uploads of different content must never mix (I9). Before anything becomes visible an upload
+creates `<prefix>/.checkpoint/claim.json`, conditionally; it holds nothing but the id of what is being
+published. Whoever finds another id there has lost; whoever finds its own id goes on, because the
+same id means the same bytes. The claim goes once the manifest is there, or when nothing was completed.
+
+Creating the claim also shows what the store can prove: a wrong checksum must be refused, and so must
+creating the claim twice. An echo proves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from staging.store.store import AlreadyExists, ObjectInfo, Store
+from staging.vocabulary import crc64, strict_json
+from staging.vocabulary.errors import Conflict, IntegrityError, NotFound
+from staging.vocabulary.location import S3Location
+from staging.vocabulary.manifest import MAX_MANIFEST_BYTES, Manifest
+from staging.vocabulary.paths import LEGACY_MARKER
+
+CLAIM_SCHEMA: Final = "checkpoint-claim/1"
+_MAX_CLAIM_BYTES: Final = 64 * 1024
+_SHOWN: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """What the store showed to enforce: conditions on creating, and checksums on arrival."""
+
+    exclusive: bool
+    checksums: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A claim that lies in the store: the id it is for, and its version."""
+
+    id: str
+    etag: str
+
+
+def claim_key(location: S3Location) -> str:
+    """Key of the claim of a version prefix."""
+    return f"{location.control_prefix}claim.json"
+
+
+def published(store: Store, location: S3Location) -> Manifest | None:
+    """The manifest under the prefix, or None when nothing is published there."""
+    try:
+        data, _ = store.read(location.manifest_key, limit=MAX_MANIFEST_BYTES)
+    except NotFound as error:
+        if error.reference == "bucket":
+            raise
+        return None
+    return Manifest.decode(data)
+
+
+def claimed(store: Store, location: S3Location) -> Claim | None:
+    """The claim under the prefix, or None. Raises Conflict when it cannot be understood."""
+    try:
+        data, info = store.read(claim_key(location), limit=_MAX_CLAIM_BYTES)
+    except NotFound as error:
+        if error.reference == "bucket":
+            raise
+        return None
+    try:
+        document = strict_json.loads(data, limit=_MAX_CLAIM_BYTES)
+        if document["schema"] != CLAIM_SCHEMA:
+            raise ValueError("another schema")
+        return Claim(str(document["id"]), info.etag)
+    except (ValueError, TypeError, KeyError) as error:
+        raise Conflict(
+            f"the claim s3://{store.bucket}/{claim_key(location)} is not one this version knows",
+            reference="claimed",
+            hint="use a newer version, or another prefix",
+            side="store",
+        ) from error
+
+
+def refuse_foreign(
+    objects: Iterable[ObjectInfo], location: S3Location, expected: frozenset[str]
+) -> None:
+    """Raise Conflict when there are objects under the prefix that are neither ours nor `expected` keys."""
+    foreign = [
+        info.key[len(location.prefix) :]
+        for info in objects
+        if info.key not in expected
+        and not info.key.startswith(location.control_prefix)
+        and info.key != location.prefix + LEGACY_MARKER
+        and not (info.key.endswith("/") and info.size == 0)
+    ]
+    if not foreign:
+        return
+    more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+    raise Conflict(
+        f"{location} already holds objects that this checkpoint does not have:"
+        f" {', '.join(foreign[:_SHOWN])}{more}",
+        reference="foreign-objects",
+        hint="use a new prefix, remove these objects, or give --allow-existing to leave them there",
+        side="store",
+    )
+
+
+def claim(store: Store, location: S3Location, own_id: str) -> Proven:
+    """Claim the prefix for `own_id`, and learn what the store enforces.
+
+    Raises Conflict when it is claimed for another id.
+    """
+    _refuse_other(store, location, own_id)
+    key = claim_key(location)
+    body = json.dumps({"schema": CLAIM_SCHEMA, "id": own_id}).encode("ascii")
+    checksum = crc64.crc64(body)
+    checksums = exclusive = False
+    try:
+        store.create(key, body, crc64nvme=crc64.to_text(checksum ^ 1))
+    except IntegrityError:
+        checksums = True
+    except AlreadyExists:
+        exclusive = True  # of a claim that may be ours from an earlier run; looked at below
+    for _ in range(2):
+        # Once to be sure that it is there, once more to see the second one refused.
+        try:
+            store.create(key, body, crc64nvme=crc64.to_text(checksum))
+        except AlreadyExists:
+            exclusive = True
+            break
+    _refuse_other(store, location, own_id)
+    return Proven(exclusive=exclusive, checksums=checksums)
+
+
+def release(store: Store, location: S3Location, own_id: str) -> None:
+    """Delete the claim if it is still for `own_id`. Raises what the store raises."""
+    holder = claimed(store, location)
+    if holder is not None and holder.id == own_id:
+        store.delete(claim_key(location), etag=holder.etag)
+
+
+def _refuse_other(store: Store, location: S3Location, own_id: str) -> None:
+    holder = claimed(store, location)
+    if holder is None or holder.id == own_id:
+        return
+    raise Conflict(
+        f"{location} is claimed by an upload of {holder.id}, this one is {own_id}",
+        reference="claimed",
+        hint="use another prefix; if that upload is dead, running it again finishes it, and deleting"
+        f" everything under the prefix with s3://{store.bucket}/{claim_key(location)} drops it",
+        side="store",
+    )
