@@ -1,24 +1,37 @@
 """Reading what is published under a prefix, and explaining why nothing is.
 
-A manifest's existence is the commit. When there is none, one listing of the prefix and one of its
-parent tell the operator which of the usual mistakes it was.
+A manifest's existence is the commit. When there is none, a listing of the prefix tells the operator
+which of the usual mistakes it was; when that is empty too, the levels above are searched for the name
+that was meant. Nothing is written.
+
+Keys are strangers' text: in messages they are quoted, and hints hold none that a terminal would obey.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from typing import Final
 
-from staging.store.store import Listing, Store
-from staging.vocabulary.errors import IntegrityError, NotFound, Side, UsageError
+from staging.store.store import Store
+from staging.vocabulary.errors import (
+    AccessDenied,
+    IntegrityError,
+    MalformedInput,
+    NotFound,
+    Side,
+    UsageError,
+)
 from staging.vocabulary.location import MANIFEST_NAME, S3Location
 from staging.vocabulary.manifest import MAX_MANIFEST_BYTES, Manifest
-from staging.vocabulary.paths import CONTROL_DIRECTORY
+from staging.vocabulary.paths import CONTROL_DIRECTORY, why_unsafe
 
 ID_PATTERN: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 _ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip")
+_LISTED: Final = 200
+"""Entries of a prefix that are looked at to tell what it is."""
 
 
 def read_manifest(store: Store, location: S3Location, *, expect_id: str | None = None) -> Manifest:
@@ -34,7 +47,15 @@ def read_manifest(store: Store, location: S3Location, *, expect_id: str | None =
         if error.reference == "bucket":
             raise
         raise explain_absence(store, location) from error
-    manifest = Manifest.decode(data)
+    try:
+        manifest = Manifest.decode(data)
+    except MalformedInput as error:  # the decoder does not know where the bytes come from
+        raise MalformedInput(
+            f"{location}: {error.message}",
+            reference=error.reference,
+            hint=error.hint,
+            side="store",
+        ) from error
     require_id(manifest, expect_id, str(location), side="store")
     return manifest
 
@@ -72,9 +93,9 @@ def find_published(store: Store, root: S3Location) -> list[S3Location]:
 
 def explain_absence(store: Store, location: S3Location) -> NotFound:
     """The error that says why nothing is published under a prefix, and what was probably meant."""
-    level = store.list_level(location.prefix, limit=200)
+    level = store.list_level(location.prefix, limit=_LISTED)
     names = [info.key[len(location.prefix) :] for info in level.objects if info.size]
-    archives = [name for name in names if name.endswith(_ARCHIVES)]
+    archives = [name for name in names if name.lower().endswith(_ARCHIVES)]
     inner = [name for name in level.prefixes if name != f"{CONTROL_DIRECTORY}/"]
     if len(inner) < len(level.prefixes):
         return _not_found(
@@ -84,17 +105,21 @@ def explain_absence(store: Store, location: S3Location) -> NotFound:
             "wait for the upload to end, or run the same `staging upload` again",
         )
     if archives and not any(name.endswith(".safetensors") for name in names):
+        archive = shlex.quote(archives[0]) if archives[0].isprintable() else "ARCHIVE"
         return _not_found(
             location,
             "prefix-holds-tar",
-            f"it holds the archive {archives[0]!r} instead of its contents",
-            f"run `staging upload {archives[0]} {location}` on the archive, to a new prefix",
+            f"it holds the archive {archives[0][:200]!r} instead of its contents",
+            f"get the archive and run `staging upload {archive} s3://{location.bucket}/PREFIX/` with a"
+            " new prefix",
         )
     if names:
+        cut = len(level.objects) + len(level.prefixes) >= _LISTED
+        count = f"{len(names)}{'+' if cut else ''} object{'s' if len(names) > 1 else ''}"
         return _not_found(
             location,
             "not-published",
-            f"it holds {len(names)}{'+' if len(names) >= 200 else ''} objects but no {MANIFEST_NAME}",
+            f"it holds {count} but no {MANIFEST_NAME}",
             "publish with `staging upload`; objects copied by other tools carry no proof",
         )
     if inner:
@@ -103,8 +128,8 @@ def explain_absence(store: Store, location: S3Location) -> NotFound:
             "prefix-nested",
             f"there is no file at its root, only {_shown(inner)}",
             f"did you mean {location.child(inner[0])}?"
-            if len(inner) == 1
-            else "point to one of these prefixes",
+            if len(inner) == 1 and _can_be_named(inner[0])
+            else "point to the prefix that holds the manifest; `staging ls` finds it",
         )
     nearest = _nearest(store, location)
     return _not_found(
@@ -113,7 +138,7 @@ def explain_absence(store: Store, location: S3Location) -> NotFound:
         "there is nothing under this prefix",
         f"did you mean {nearest}?"
         if nearest is not None
-        else "check the spelling with `staging ls` on the prefix above",
+        else f"check the spelling; `staging ls s3://{location.bucket}/` lists what is published",
     )
 
 
@@ -124,16 +149,24 @@ def _nearest(store: Store, location: S3Location) -> S3Location | None:
     while at.prefix:
         missing.insert(0, at.prefix.rstrip("/").rpartition("/")[2])
         at = at.parent
-        found = _descend(store, at, missing)
+        try:
+            found = _descend(store, at, missing, location)
+        except AccessDenied:  # listing may be allowed for some prefixes only; the finding stands
+            return None
         if found is not None:
             return found
     return None
 
 
-def _descend(store: Store, at: S3Location, names: list[str]) -> S3Location | None:
+def _descend(
+    store: Store, at: S3Location, names: list[str], missing: S3Location
+) -> S3Location | None:
     for name in names:
-        level: Listing = store.list_level(at.prefix)
-        choices = [prefix.rstrip("/") for prefix in level.prefixes]
+        choices = [
+            prefix.rstrip("/")
+            for prefix in store.list_level(at.prefix).prefixes
+            if _can_be_named(prefix) and at.child(prefix) != missing  # a folder's empty placeholder
+        ]
         close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
         if not close:
             return None
@@ -141,8 +174,14 @@ def _descend(store: Store, at: S3Location, names: list[str]) -> S3Location | Non
     return at
 
 
+def _can_be_named(prefix: str) -> bool:
+    """True for a stranger's prefix that a person can be told to type."""
+    return why_unsafe(prefix.removesuffix("/")) is None
+
+
 def _shown(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    shown = ", ".join(repr(name[:100]) for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _not_found(location: S3Location, reference: str, reason: str, hint: str) -> NotFound:

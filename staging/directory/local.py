@@ -103,7 +103,6 @@ class LocalDirectory:
 
         When the body is refused before anything was put here, the control directory goes again.
         """
-        self.tree.make_directory(CONTROL_DIRECTORY)
         fd = self._acquire()
         try:
             yield
@@ -119,7 +118,8 @@ class LocalDirectory:
 
     def _acquire(self) -> int:
         for _ in range(_LOCK_ATTEMPTS):
-            fd = self._open_lock()
+            self.tree.make_directory(CONTROL_DIRECTORY)
+            fd = self.tree.open_or_create(LOCK_NAME)
             with ExitStack() as unless_returned:
                 unless_returned.callback(self.tree.fs.close, fd)
                 with on_disk(LOCK_NAME):
@@ -138,12 +138,6 @@ class LocalDirectory:
             hint="let it finish, or stop it, then run again; pods need a directory each",
             side="local",
         )
-
-    def _open_lock(self) -> int:
-        self.tree.make_directory(CONTROL_DIRECTORY)
-        if self.tree.entry(LOCK_NAME) is not None:
-            return self.tree.open_writable(LOCK_NAME)
-        return self.tree.create(LOCK_NAME)
 
     def _leave_no_trace(self) -> None:
         if self.tree.listing(CONTROL_DIRECTORY) == [LOCK_NAME.rpartition("/")[2]]:

@@ -108,8 +108,7 @@ def _swap(local: LocalDirectory, publication: Publication) -> None:
     for directory in sorted(publication.emptied, reverse=True):  # what is inside comes first
         tree.remove_if_empty(directory)
     for path in publication.placed:
-        if "/" in path:
-            tree.make_directory(path.rpartition("/")[0])
+        tree.make_directory(path.rpartition("/")[0])
         tree.rename(f"{waiting}/{path}", path)
     survivors = {directory for directory in publication.emptied if _is_directory(local, directory)}
     for directory in sorted({"", *needed, *survivors}):

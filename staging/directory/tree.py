@@ -215,9 +215,19 @@ class Tree:
         with on_disk(path), self._parent(path) as (dir_fd, name):
             return self.fs.create(name, dir_fd=dir_fd)
 
+    def open_or_create(self, path: str) -> int:
+        """Open a regular file for reading and writing, made when there is none."""
+        with on_disk(path), self._parent(path) as (dir_fd, name):
+            try:
+                return self.fs.create(name, dir_fd=dir_fd)
+            except FileExistsError:
+                fd = self.fs.open(name, os.O_RDWR, dir_fd=dir_fd)
+            self._check_regular(fd, path)
+            return fd
+
     def make_directory(self, path: str) -> None:
-        """Create a directory and those above it, where they do not exist."""
-        for directory in [*parents(path), path]:
+        """Create a directory and those above it, where they do not exist. The root is there."""
+        for directory in [*parents(path), path] if path else ():
             with on_disk(directory), self._parent(directory) as (dir_fd, name):
                 try:
                     self.fs.mkdir(name, dir_fd=dir_fd)

@@ -105,7 +105,8 @@ class RootTracker:
         self._at_top: list[str] = []  # files outside any directory
         self._tops: dict[str, None] = {}  # top-level directories, in order
         self._second: set[str] = set()  # names of directories one level down
-        self._weights: dict[str, None] = {}  # directories that hold weights, in order
+        self._safetensors: dict[str, None] = {}  # directories that hold weights, in order
+        self._other_weights: dict[str, None] = {}
 
     def add(self, name: str) -> SafePath:
         """Take the next member's name and return its path below the root.
@@ -137,19 +138,22 @@ class RootTracker:
             self._tops.setdefault(components[0])
         if len(components) > 2:
             self._second.add(components[1])
-        if is_safetensors(name) or is_other_weights(name) or components[-1] == INDEX_NAME:
-            self._weights.setdefault(directory_of(name))
+        if is_safetensors(name) or components[-1] == INDEX_NAME:
+            self._safetensors.setdefault(directory_of(name))
+        elif is_other_weights(name):
+            self._other_weights.setdefault(directory_of(name))
 
     def finish(self) -> None:
         """Judge all names together, once the last one was added. Raises LayoutInvalid."""
         if self._count is not None:
             return
         self._refuse_contradiction()
-        if self._first is None or not self._weights or self.root.components[0] in self._weights:
+        holding = self._checkpoints()
+        if not holding or "/" not in holding[0]:
             return
-        if len(self._weights) > 1:
-            raise self._several(list(self._weights))
-        (inner,) = self._weights
+        if len(holding) > 1:
+            raise self._several(holding)
+        (inner,) = holding
         depth = inner.count("/") + 1
         everything = len(self._common) >= depth  # is inside, so nothing needs repacking
         hint = self._upload(depth) if everything else self._repack(inner)
@@ -159,6 +163,13 @@ class RootTracker:
             hint=hint,
             side="source",
         )
+
+    def _checkpoints(self) -> list[str]:
+        """Directories that hold weights, without those that lie inside another one of them."""
+        holding = self._safetensors or self._other_weights
+        return [
+            path for path in holding if not any(path.startswith(outer + "/") for outer in holding)
+        ]
 
     def _refuse_contradiction(self) -> None:
         """Raise LayoutInvalid when the files so far are not all inside one top-level directory."""
@@ -170,9 +181,11 @@ class RootTracker:
                 hint="upload the checkpoint's own .tar; the vendor ships one per model, beside the bundle",
                 side="source",
             )
-        if len(tops) + len(self._at_top) < 2 and not self._at_top:
+        if len(tops) < 2 and not self._at_top:
             return
-        leftovers = [name for name in (*self._at_top, *tops) if is_leftover(name + "/x")]
+        leftovers = [
+            name for name in (*self._at_top, *tops) if is_leftover(name) or name == ".DS_Store"
+        ]
         if leftovers:
             raise LayoutInvalid(
                 f"{leftovers[0][:200]!r} was added by macOS; the archive has more than a checkpoint",
@@ -182,7 +195,7 @@ class RootTracker:
             )
         if self._at_top:
             self._refuse_files_at_top()
-        holding = [top for top in tops if any(_is_below(path, top) for path in self._weights)]
+        holding = self._checkpoints()
         raise self._several(holding if len(holding) > 1 else tops)
 
     def _refuse_files_at_top(self) -> None:
@@ -234,7 +247,3 @@ def _belongs_to_a_checkpoint(name: str) -> bool:
         or is_config(name)
         or name in (INDEX_NAME, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
     )
-
-
-def _is_below(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory + "/")

@@ -65,8 +65,8 @@ class MemoryStore:
             found = self._get(key)
         if len(found.data) > limit:
             raise MalformedInput(
-                f"{self._uri(key)} has {len(found.data)} bytes, at most {limit} are read",
-                reference="object-too-long",
+                f"{self._uri(key)} has {len(found.data)} bytes, more than {limit}",
+                reference="object-too-large",
                 side="store",
             )
         return found.data, found.info

@@ -43,6 +43,7 @@ _BUSY_CODES: Final = {
     "ThrottlingException",
     "Throttling",
     "RequestLimitExceeded",
+    "TooManyRequests",
     "BandwidthLimitExceeded",
 }
 _DENIED_HINTS: Final = {
@@ -52,12 +53,14 @@ _DENIED_HINTS: Final = {
     "write": "the role needs s3:PutObject and s3:AbortMultipartUpload, and kms:GenerateDataKey and"
     " kms:Decrypt where the bucket uses a KMS key",
     "delete": "the role needs s3:DeleteObject",
+    "list-uploads": "the role needs s3:ListBucketMultipartUploads",
 }
 _KINDS: Final = {
     "HeadObject": "read",
     "GetObject": "read",
     "ListObjectsV2": "read",
     "DeleteObject": "delete",
+    "ListMultipartUploads": "list-uploads",
 }
 
 
@@ -129,7 +132,7 @@ def _answer(
             hint="another writer is at work on this key; see who, then run again",
             side="store",
         )
-    if code in _BUSY_CODES or (status is not None and status >= 500 and status != 501):
+    if code in _BUSY_CODES or status in (408, 429) or (status or 0) >= 500 and status != 501:
         return StoreUnavailable(
             what, reference="store-busy", hint="run again in a few minutes", side="store"
         )

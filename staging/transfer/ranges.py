@@ -12,7 +12,7 @@ from staging.vocabulary.errors import StoreUnavailable
 MAX_ATTEMPTS: Final = 6
 """Requests per range: the first and at most five that go on where a body broke off."""
 
-_BACKOFF: Final = 0.1  # seconds before the first repeat, doubled each time, with full jitter
+_BACKOFF: Final = 0.1  # most seconds before the first repeat; the bound doubles each time
 
 
 def read_range(
@@ -27,12 +27,15 @@ def read_range(
 ) -> None:
     """Fill `view` with the bytes from `offset` of the version `etag` of an object.
 
-    Raises what `Store.read_into` raises, and StoreUnavailable when the body keeps breaking off.
+    An empty `view` needs no request: HTTP has no empty range. Raises what `Store.read_into` raises,
+    and StoreUnavailable when the body keeps breaking off.
     """
+    if not view:
+        return
     done = 0
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
-            cancelled.sleep(rng.uniform(0, _BACKOFF * 2**attempt))
+            cancelled.sleep(rng.uniform(0, _BACKOFF * 2 ** (attempt - 1)))
         cancelled.check()
         done += store.read_into(key, offset + done, view[done:], etag=etag)
         if done == len(view):

@@ -7,7 +7,8 @@
 
 Invariants: at most `concurrency` tasks run and as many wait; after the first error, or when the
 `with` block is left by an exception, no further task starts; a task that watches
-`scheduler.cancelled` ends soon. The error that came first is the one that is raised.
+`scheduler.cancelled` ends soon. The error that came first is the one that is raised; work that was
+called off without an error raises Cancelled and never passes for done.
 Not guaranteed: that a task blocked in a system call ends. Leaving the block on an error waits
 `GRACE` seconds for running tasks and then leaves them behind as daemon threads.
 """
@@ -56,12 +57,15 @@ class Cancellation:
 
 
 class Scheduler:
-    """Runs tasks on `concurrency` threads until the first error."""
+    """Runs tasks on `concurrency` threads, at least one, until the first error."""
 
     def __init__(self, concurrency: int, *, name: str = "transfer") -> None:
+        if concurrency < 1:
+            raise ValueError(f"{concurrency} threads do no work")
         self.cancelled = Cancellation()
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue(concurrency)
         self._error: BaseException | None = None
+        self._finished = False
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
@@ -69,8 +73,12 @@ class Scheduler:
         ]
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:  # no more threads are to be had: those that run end by themselves
+            self.cancelled.set()
+            raise
         return self
 
     def __exit__(
@@ -80,13 +88,18 @@ class Scheduler:
         traceback: TracebackType | None,
     ) -> None:
         if error is not None:
-            self.cancelled.set()
-            self._join(time.monotonic() + GRACE)
-        else:
+            self._give_up()
+            return
+        try:
             self.finish()
+        except BaseException:
+            self._give_up()
+            raise
 
     def submit(self, task: Callable[[], None]) -> None:
         """Queue a task; blocks while the queue is full. Raises the first error of any task."""
+        if self._finished:
+            raise RuntimeError("a task submitted after finish would never run")
         while True:
             self.raise_error()
             try:
@@ -106,6 +119,7 @@ class Scheduler:
 
     def finish(self) -> None:
         """Wait for all tasks. Raises the first error. No task can be submitted afterwards."""
+        self._finished = True
         for _ in self._threads:
             self._put_last()
         while any(thread.is_alive() for thread in self._threads):
@@ -126,11 +140,16 @@ class Scheduler:
             return
 
     def raise_error(self) -> None:
-        """Raise the first error of any task, if there was one."""
+        """Raise the first error of any task, or Cancelled when the work was called off."""
+        called_off = bool(self.cancelled)  # looked at first: an error is stored before it cancels
         if self._error is not None:
             raise self._error
+        if called_off:
+            raise Cancelled
 
-    def _join(self, deadline: float) -> None:
+    def _give_up(self) -> None:
+        self.cancelled.set()
+        deadline = time.monotonic() + GRACE
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -140,16 +159,19 @@ class Scheduler:
                 task = self._tasks.get(timeout=_POLL)
             except queue.Empty:
                 continue
-            if task is None:
+            if task is None or self.cancelled:
                 return
             try:
                 task()
-                self._tasks.task_done()
-            except Cancelled:
-                return
             except BaseException as error:
-                with self._lock:
-                    if self._error is None:
-                        self._error = error
-                self.cancelled.set()
+                self._fail(error)
                 return
+            self._tasks.task_done()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            # A task that was told to stop and does so has not failed.
+            told_to_stop = isinstance(error, Cancelled) and bool(self.cancelled)
+            if self._error is None and not told_to_stop:
+                self._error = error
+        self.cancelled.set()

@@ -2,8 +2,8 @@
 
     memory >= BASE_MEMORY + concurrency x part size          (what a transfer holds at most)
 
-Invariants: a part is a whole number of chunks; a file never has more than 10,000 parts; the plan
-never exceeds the stated memory, except that one part is always in flight.
+Invariants: a part is a whole number of chunks and at most 5 GiB; a file never has more than 10,000
+parts; what is given is kept or refused; the plan never exceeds the stated memory.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from staging.store.store import MAX_PARTS
+from staging.store.store import MAX_PART_SIZE, MAX_PARTS
 from staging.vocabulary.digest import CHUNK_SIZE, MAX_FILE_SIZE
-from staging.vocabulary.errors import UsageError
+from staging.vocabulary.errors import MalformedInput, UsageError
 
 MIB: Final = 1024 * 1024
 
@@ -35,7 +35,17 @@ class Sizing:
 
 
 def part_size_for(size: int, least: int = CHUNK_SIZE) -> int:
-    """Smallest legal part size, at least `least`, for a file of `size` bytes."""
+    """Smallest legal part size, at least `least`, for a file of `size` bytes.
+
+    Raises MalformedInput for a file that no number of parts can carry.
+    """
+    if size > MAX_PARTS * MAX_PART_SIZE:
+        raise MalformedInput(
+            f"a file of {size} bytes is too large for one object: that has at most {MAX_PARTS} parts"
+            f" of {MAX_PART_SIZE // MIB} MiB",
+            reference="file-too-large",
+            hint="split the weights into several files",
+        )
     return _whole_chunks(max(least, -(-size // MAX_PARTS), 1))
 
 
@@ -51,7 +61,8 @@ def choose(
 
     `memory` is the budget in bytes, `cores` the processors that may be used. A given `part_size` or
     `concurrency` is kept or refused, never adjusted silently: raises UsageError when a part size
-    is no whole number of chunks, too small for `largest`, or too large for the budget.
+    is no whole number of chunks, too small for `largest`, larger than a store takes, or when that
+    many parts of it exceed the budget. Raises MalformedInput when `largest` is too large for a store.
     """
     if not 0 <= largest <= MAX_FILE_SIZE:
         raise ValueError(f"no file has {largest} bytes")
@@ -59,7 +70,7 @@ def choose(
         raise UsageError(
             f"a memory budget of {memory // MIB} MiB is too small",
             reference="memory",
-            hint=f"give at least {MIN_MEMORY // MIB} MiB",
+            hint=f"give at least {MIN_MEMORY // MIB}MiB",
         )
     if concurrency is not None and concurrency < 1:
         raise UsageError("concurrency is at least 1", reference="concurrency")
@@ -72,6 +83,12 @@ def choose(
             f"a part size of {part_size} bytes is not a whole number of 16 MiB chunks",
             reference="part-size",
             hint="give a multiple of 16MiB",
+        )
+    elif part_size > MAX_PART_SIZE:
+        raise UsageError(
+            f"a part size of {part_size // MIB} MiB is more than a store takes",
+            reference="part-size",
+            hint=f"give at most {MAX_PART_SIZE // MIB}MiB",
         )
     elif part_size < least:
         raise UsageError(
@@ -87,8 +104,17 @@ def choose(
             hint=f"give at least {(BASE_MEMORY + part_size) // MIB}MiB of memory",
         )
     fitting = buffers // part_size
-    wanted = concurrency or min(_MAX_DEFAULT_CONCURRENCY, max(8, 4 * cores))
-    return Sizing(part_size=part_size, concurrency=max(1, min(wanted, fitting)))
+    if concurrency is None:
+        concurrency = min(_MAX_DEFAULT_CONCURRENCY, max(8, 4 * cores), fitting)
+    elif concurrency > fitting:
+        raise UsageError(
+            f"{concurrency} parts of {part_size // MIB} MiB do not fit a memory budget of"
+            f" {memory // MIB} MiB",
+            reference="memory",
+            hint=f"give at most {fitting} at once, or at least"
+            f" {(BASE_MEMORY + concurrency * part_size) // MIB}MiB of memory",
+        )
+    return Sizing(part_size=part_size, concurrency=concurrency)
 
 
 def _whole_chunks(count: int) -> int:

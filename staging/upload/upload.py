@@ -23,7 +23,7 @@ from staging.layout.inventory import Inventory
 from staging.layout.rules import Finding, check
 from staging.source.ranges import FileAt
 from staging.source.source import Source, SourceFile
-from staging.store.store import Store
+from staging.store.store import ObjectInfo, Store
 from staging.transfer.budget import Budget
 from staging.transfer.scheduler import Scheduler
 from staging.transfer.sizing import BASE_MEMORY, Sizing, choose
@@ -102,10 +102,23 @@ def upload(
     known = None if source.sequential else list(source.files())
     sizing = size_up(known, options)
     findings = [] if known is None else _require_layout(_inventory(source, known), options)
+    # In this order, so that a twin that publishes meanwhile is never taken for a stranger: its objects
+    # come before its manifest, and its claim goes after it.
+    objects = list(store.list_objects(location.prefix))
+    holder = target.claimed(store, location)
     there = target.published(store, location)
     if there is not None:
         return _compare(source, known, there, location, sizing, options, report)
-    _look_at_target(store, location, known, options, report)
+    if holder is not None:
+        report(
+            Note(
+                f"{location} is claimed by an unfinished upload of {holder.id}; going on, since this"
+                " may be the same content",
+                warning=True,
+            )
+        )
+    if not options.allow_existing:
+        _refuse_foreign(objects, holder, location, known)
     report(Started("upload", _total(known), None if known is None else len(known)))
     sender = _sender(source, location, store, options.hash, sizing, options, report)
     commit = None
@@ -195,32 +208,23 @@ def _compare(
     )
 
 
-def _look_at_target(
-    store: Store,
+def _refuse_foreign(
+    objects: Sequence[ObjectInfo],
+    holder: target.Claim | None,
     location: S3Location,
     known: Sequence[SourceFile] | None,
-    options: UploadOptions,
-    report: Reporter,
 ) -> None:
-    """Refuse foreign objects before anything is sent."""
-    holder = target.claimed(store, location)
-    if holder is not None:
-        report(
-            Note(
-                f"{location} is claimed by an unfinished upload of {holder.id}; going on, since this"
-                " may be the same content",
-                warning=True,
-            )
+    """Refuse foreign objects before anything is sent.
+
+    Objects under a claim may be this very content, completed by a run that was stopped; of a sequential
+    source that is only known at its end, and decided by the commit.
+    """
+    if holder is None:
+        target.refuse_foreign(objects, location, frozenset())
+    elif known is not None:
+        target.refuse_foreign(
+            objects, location, frozenset(location.key(file.path) for file in known)
         )
-    if options.allow_existing or (holder is not None and known is None):
-        return
-    # Objects under a claim may be this very content, completed by a run that was stopped.
-    expected = [file.path for file in known or ()] if holder is not None else []
-    target.refuse_foreign(
-        store.list_objects(location.prefix),
-        location,
-        frozenset(location.key(path) for path in expected),
-    )
 
 
 def _sender(

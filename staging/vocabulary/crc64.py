@@ -10,7 +10,6 @@ A checksum finds accidents on the wire and at rest. It is no digest: content is 
 from __future__ import annotations
 
 import base64
-import binascii
 
 from awscrt.checksums import combine_crc64nvme, crc64nvme
 
@@ -33,11 +32,12 @@ def to_text(value: int) -> str:
 
 
 def from_text(text: str) -> int:
-    """Inverse of `to_text`. Raises ValueError unless `text` is base64 of exactly eight bytes."""
+    """Inverse of `to_text`. Raises ValueError unless `text` is what `to_text` makes of some value."""
     try:
         raw = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also for characters that are not ASCII
         raise ValueError(f"not a CRC64NVME checksum: {text[:40]!r}") from error
-    if len(raw) != 8:
+    value = int.from_bytes(raw, "big")
+    if len(raw) != 8 or to_text(value) != text:
         raise ValueError(f"not a CRC64NVME checksum: {text[:40]!r}")
-    return int.from_bytes(raw, "big")
+    return value

@@ -95,12 +95,17 @@ def chunk_digests(family: HashFamily, data: Bytes) -> list[bytes]:
 
 
 def file_digest(family: HashFamily, size: int, chunks: Sequence[bytes]) -> Digest:
-    """Combine the chunk digests of a file of `size` bytes, in order, into the file's digest."""
+    """Combine the chunk digests of a file of `size` bytes, in order, into the file's digest.
+
+    Raises ValueError when their number or the length of one is wrong.
+    """
     if len(chunks) != chunk_count(size):
         raise ValueError(
             f"a file of {size} bytes has {chunk_count(size)} chunks, not {len(chunks)}"
         )
     if len(chunks) == 1:
         return Digest(family, chunks[0])
+    if any(len(chunk) != DIGEST_SIZE for chunk in chunks):
+        raise ValueError(f"a chunk digest has {DIGEST_SIZE} bytes")
     message = b"".join([_FILE_TAG, size.to_bytes(8, "little"), *chunks])
     return Digest(family, family.hash(message))

@@ -44,14 +44,14 @@ class S3Location:
         scheme, separator, rest = uri.partition("://")
         if scheme != "s3" or not separator:
             raise UsageError(
-                f"not an S3 URI: {uri.split('?', 1)[0][:200]!r}",
+                f"not an S3 URI: {_without_secrets(uri)!r}",
                 reference="uri",
                 hint="write s3://BUCKET/PREFIX/",
             )
         bucket, _, prefix = rest.partition("/")
         if not _BUCKET.fullmatch(bucket):
             raise UsageError(
-                f"not a bucket name: {bucket[:100]!r}",
+                f"no usable bucket name in {_without_secrets(uri)!r}",
                 reference="uri",
                 hint="write s3://BUCKET/PREFIX/ with a bucket name of 3 to 63 characters a-z, 0-9, '.', '-'",
             )
@@ -61,15 +61,16 @@ class S3Location:
                 reference="directory-bucket",
                 hint="use a general purpose bucket",
             )
-        prefix = prefix.removesuffix("/")
-        reason = why_unsafe(prefix) if prefix else None
+        if not prefix:
+            return cls(bucket, "")
+        reason = _why_not_usable(prefix.removesuffix("/"))
         if reason is not None:
             raise UsageError(
-                f"not a usable prefix: {prefix[:200]!r}: {reason}",
+                f"no usable prefix in {_without_secrets(uri)!r}: {reason}",
                 reference="uri",
                 hint="a prefix has plain components between single slashes",
             )
-        return cls(bucket, prefix + "/" if prefix else "")
+        return cls(bucket, prefix.removesuffix("/") + "/")
 
     @property
     def manifest_key(self) -> str:
@@ -101,3 +102,17 @@ class S3Location:
         """The prefix above this one; the bucket's root is its own parent."""
         above = self.prefix.rstrip("/").rpartition("/")[0]
         return S3Location(self.bucket, above + "/" if above else "")
+
+
+def _why_not_usable(prefix: str) -> str | None:
+    if "?" in prefix:  # of a presigned URL, most likely: it would be repeated in every message
+        return "it has a query"
+    if len(f"{prefix}/{MANIFEST_NAME}".encode("utf-8", "replace")) > MAX_PATH_BYTES:
+        return f"the manifest's key would be longer than {MAX_PATH_BYTES} bytes"
+    return why_unsafe(prefix)
+
+
+def _without_secrets(uri: str) -> str:
+    """What of a would-be URI may be shown: no query, and nothing before a host (I13)."""
+    _, at, tail = (shown := uri.partition("?")[0]).rpartition("@")
+    return f"...{tail}"[:200] if at else shown[:200]

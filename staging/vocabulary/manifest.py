@@ -12,7 +12,6 @@ Not guaranteed: that objects exist; the store does not take part here.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import itertools
 import json
@@ -32,7 +31,7 @@ from staging.vocabulary.digest import (
     file_digest,
 )
 from staging.vocabulary.errors import MalformedInput
-from staging.vocabulary.paths import SafePath, UnsafePath, collisions
+from staging.vocabulary.paths import SafePath, collisions
 
 SCHEMA: Final = "checkpoint-manifest/1"
 FORMAT: Final = "checkpoint/1"
@@ -98,6 +97,7 @@ class Manifest:
                 raise ValueError(f"{file.path!r} has an impossible size: {file.size}")
             if file.digest != file_digest(self.hash, file.size, file.chunks):
                 raise ValueError(f"the chunk digests of {file.path!r} do not make its digest")
+            _check_checksums(file)
 
     @classmethod
     def of(cls, family: HashFamily, files: Iterable[ManifestFile], **about: Any) -> Manifest:
@@ -148,18 +148,17 @@ class Manifest:
             "tool": self.tool,
             "annotations": dict(self.annotations),
         }
-        data = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False).encode("utf-8")
+        text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+        data = text.encode("utf-8")
         if len(data) > MAX_MANIFEST_BYTES:
             raise ValueError(f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, not {len(data)}")
-        return data + b"\n"
+        return data
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
         """Read a manifest, strictly. Raises MalformedInput for anything v1 does not allow."""
         try:
             return _decode(strict_json.loads(data, limit=MAX_MANIFEST_BYTES))
-        except UnsafePath as error:
-            raise _malformed(str(error)) from error
         except ValueError as error:
             raise _malformed(str(error)) from error
 
@@ -236,12 +235,15 @@ def _file(
             packed[start : start + DIGEST_SIZE] for start in range(0, len(packed), DIGEST_SIZE)
         )
     checksums = _mapping(checksum_lists.get(path, {}), f"the checksums of {path!r}")
-    for name, value in checksums.items():
-        if name not in _CHECKSUM_SIZES:
-            raise ValueError(f"{path!r} has an unknown checksum: {name[:100]!r}")
-        if len(_base64(value, f"the {name} of {path!r}")) != _CHECKSUM_SIZES[name]:
-            raise ValueError(f"the {name} of {path!r} has the wrong length")
     return ManifestFile(path, size, digest, chunks, checksums)
+
+
+def _check_checksums(file: ManifestFile) -> None:
+    for name, value in file.checksums.items():
+        if name not in _CHECKSUM_SIZES:
+            raise ValueError(f"{file.path!r} has an unknown checksum: {name[:100]!r}")
+        if len(_base64(value, f"the {name} of {file.path!r}")) != _CHECKSUM_SIZES[name]:
+            raise ValueError(f"the {name} of {file.path!r} has the wrong length")
 
 
 def _mapping(value: object, what: str, exactly: set[str] | None = None) -> dict[str, Any]:
@@ -263,7 +265,7 @@ def _base64(value: object, what: str) -> bytes:
     text = _text(value, what)
     try:
         raw = base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also for characters that are not ASCII
         raise ValueError(f"{what}: not base64") from error
     if base64.b64encode(raw).decode("ascii") != text:
         raise ValueError(f"{what}: not canonical base64")

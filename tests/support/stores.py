@@ -9,6 +9,7 @@ from unittest import mock
 
 from staging.store.s3 import S3Store
 from staging.wire.boto import BotoWire, Connection
+from staging.wire.wire import WireError
 from tests.support.servers import REGION, Server
 
 
@@ -22,13 +23,21 @@ def credentials(server: Server) -> dict[str, str]:
 
 
 @contextmanager
-def s3_store(server: Server, bucket: str, *, user_agent: str = "test") -> Iterator[S3Store]:
-    """An `S3Store` on a bucket, which is made when there is none."""
-    with mock.patch.dict(os.environ, credentials(server)):
-        wire = BotoWire(
-            Connection(endpoint_url=server.endpoint_url, connections=16, user_agent=user_agent)
-        )
-        wire.call("CreateBucket", {"Bucket": bucket})
+def s3_store(server: Server, bucket: str, *, access_key: str | None = None) -> Iterator[S3Store]:
+    """An `S3Store` on a bucket, which is made when there is none.
+
+    With an `access_key` of its own a writer can be told from others in a server's log.
+    """
+    environment = credentials(server)
+    if access_key is not None:
+        environment["AWS_ACCESS_KEY_ID"] = access_key
+    with mock.patch.dict(os.environ, environment):
+        wire = BotoWire(Connection(endpoint_url=server.endpoint_url, connections=16))
+        try:
+            wire.call("CreateBucket", {"Bucket": bucket})
+        except WireError as error:
+            if error.code != "BucketAlreadyOwnedByYou":
+                raise
         try:
             yield S3Store(wire, bucket)
         finally:

@@ -171,19 +171,21 @@ def test_never_looser_than_the_library(
     }
 
 
-@settings(max_examples=500, deadline=None)
-@given(st.data())
-def test_a_flipped_bit_is_never_taken_by_us_alone(data: st.DataObject) -> None:
-    header = SMALL[: len(SMALL) - 16]
-    position = data.draw(st.integers(0, len(header) - 1))
-    bit = data.draw(st.integers(0, 7))
+def test_no_flipped_bit_is_taken_by_us_alone() -> None:
     mutant = bytearray(SMALL)
-    mutant[position] ^= 1 << bit
-    try:
-        read_header(BytesAt(bytes(mutant)))
-    except SafetensorsError:
-        return
-    safetensors.deserialize(bytes(mutant))
+    taken = 0
+    for position in range(len(SMALL) - 16):
+        for bit in range(8):
+            mutant[position] ^= 1 << bit
+            try:
+                read_header(BytesAt(bytes(mutant)))
+            except SafetensorsError:
+                pass
+            else:
+                safetensors.deserialize(bytes(mutant))
+                taken += 1
+            mutant[position] ^= 1 << bit
+    assert 0 < taken < 1000  # names and metadata have no check
 
 
 def test_every_cut_is_found() -> None:
