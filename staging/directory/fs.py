@@ -17,7 +17,7 @@ from typing import Final
 
 # A FIFO must not block whoever opens it; for regular files and directories the flag means nothing.
 _ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_CANNOT_ALLOCATE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
+_UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
 
 
 class Fs:
@@ -64,7 +64,7 @@ class Fs:
             except OSError as error:
                 if error.errno == errno.ENXIO:  # nothing but a hole from here on
                     return
-                if error.errno not in _CANNOT_ALLOCATE:
+                if error.errno not in _UNSUPPORTED:
                     raise
                 start, end = at, size
             yield start, min(end, size)
@@ -102,7 +102,7 @@ class Fs:
         try:
             os.posix_fallocate(fd, 0, size)
         except OSError as error:
-            if error.errno not in _CANNOT_ALLOCATE:
+            if error.errno not in _UNSUPPORTED:
                 raise
             os.ftruncate(fd, size)
 

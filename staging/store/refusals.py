@@ -132,7 +132,7 @@ def _answer(
             hint="another writer is at work on this key; see who, then run again",
             side="store",
         )
-    if code in _BUSY_CODES or status in (408, 429) or (status or 0) >= 500 and status != 501:
+    if code in _BUSY_CODES or status in (408, 429) or ((status or 0) >= 500 and status != 501):
         return StoreUnavailable(
             what, reference="store-busy", hint="run again in a few minutes", side="store"
         )

@@ -76,13 +76,8 @@ class Commit:
         return proven, twin
 
     def release(self) -> list[str]:
-        """Drop the claim. Returns it, described, when the store would not: it hurts nobody."""
-        try:
-            target.release(self._store, self._location, self.manifest.id)
-        except StagingError as error:
-            key = target.claim_key(self._location)
-            return [f"s3://{self._store.bucket}/{key} ({error.reference})"]
-        return []
+        """Drop the claim; see `target.release`."""
+        return target.release(self._store, self._location, self.manifest.id)
 
     def _published_by_twin(self) -> bool:
         manifest = target.published(self._store, self._location)

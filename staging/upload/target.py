@@ -18,7 +18,7 @@ from typing import Final
 
 from staging.store.store import AlreadyExists, ObjectInfo, Store
 from staging.vocabulary import crc64, strict_json
-from staging.vocabulary.errors import Conflict, IntegrityError, NotFound
+from staging.vocabulary.errors import Conflict, IntegrityError, NotFound, StagingError
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import MAX_MANIFEST_BYTES, Manifest
 from staging.vocabulary.paths import LEGACY_MARKER
@@ -133,11 +133,18 @@ def claim(store: Store, location: S3Location, own_id: str) -> Proven:
     return Proven(exclusive=exclusive, checksums=checksums)
 
 
-def release(store: Store, location: S3Location, own_id: str) -> None:
-    """Delete the claim if it is still for `own_id`. Raises what the store raises."""
-    holder = claimed(store, location)
-    if holder is not None and holder.id == own_id:
-        store.delete(claim_key(location), etag=holder.etag)
+def release(store: Store, location: S3Location, own_id: str) -> list[str]:
+    """Delete the claim if it is still for `own_id`.
+
+    Returns it, described, when the store refuses: a claim beside a manifest hurts nobody.
+    """
+    try:
+        holder = claimed(store, location)
+        if holder is not None and holder.id == own_id:
+            store.delete(claim_key(location), etag=holder.etag)
+    except StagingError as error:
+        return [f"s3://{store.bucket}/{claim_key(location)} ({error.reference})"]
+    return []
 
 
 def _refuse_other(store: Store, location: S3Location, own_id: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from staging.inspection import take_inventory
@@ -108,7 +108,11 @@ def upload(
     holder = target.claimed(store, location)
     there = target.published(store, location)
     if there is not None:
-        return _compare(source, known, there, location, sizing, options, report)
+        result = _compare(source, known, there, location, sizing, options, report)
+        if holder is None or holder.id != there.id:
+            return result
+        # Left by a run that ended right after it published.
+        return replace(result, leftovers=tuple(target.release(store, location, there.id)))
     if holder is not None:
         report(
             Note(

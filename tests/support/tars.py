@@ -513,6 +513,11 @@ HOSTILE: Final[dict[str, Attack]] = {
     "unknown-magic": Attack(
         header(b"m/a", 1, magic=b"ustar\x0001") + padded(b"x") + END, "tar-ambiguous", "a dialect"
     ),
+    "star-trailer": Attack(
+        with_checksum(header(b"m/a")[:508] + b"tar\0") + END,
+        "tar-ambiguous",
+        "a dialect whose prefix field ends earlier",
+    ),
     "name-residue": Attack(
         header(b"m/a\0hidden", 1) + padded(b"x") + END, "tar-ambiguous", "a name behind the name"
     ),

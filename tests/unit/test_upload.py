@@ -1,0 +1,507 @@
+"""Publishing: order of requests, refusals, lost answers, failures at every request (I4, I6, I8, I12, I16)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from staging.source.pipe import Pipe
+from staging.source.source import Source
+from staging.source.tar_file import TarFile
+from staging.store.s3 import S3Store
+from staging.store.store import Store
+from staging.transfer.sizing import MIB
+from staging.upload import UploadOptions, UploadResult, upload
+from staging.vocabulary.digest import CHUNK_SIZE, HashFamily
+from staging.vocabulary.errors import (
+    AccessDenied,
+    Conflict,
+    IntegrityError,
+    LayoutInvalid,
+    MalformedInput,
+    StagingError,
+    UsageError,
+)
+from staging.vocabulary.location import S3Location
+from staging.vocabulary.manifest import Manifest
+from tests.support.archives import small_checkpoint, tar_bytes, tar_on_disk, weights
+from tests.support.s3server import DropAfter, DropBefore, Fault, ScriptedS3, Status
+from tests.support.s3server.quirks import Quirk
+from tests.support.stores import s3_store
+
+BUCKET = "models"
+LOCATION = S3Location(BUCKET, "checkpoints/m/")
+FILES = small_checkpoint()
+REQUESTS = range(1, 36)
+"""Positions of requests to disturb; one upload of `FILES` sends fewer (asserted below)."""
+
+
+def options(**changes: Any) -> UploadOptions:
+    return UploadOptions(**{"memory": 256 * MIB, "cores": 1, **changes})
+
+
+@pytest.fixture
+def s3() -> Iterator[ScriptedS3]:
+    with ScriptedS3(buckets=[BUCKET]) as server:
+        yield server
+
+
+@pytest.fixture
+def store(s3: ScriptedS3) -> Iterator[S3Store]:
+    with s3_store(s3, BUCKET) as opened:
+        s3.requests.clear()
+        yield opened
+
+
+@pytest.fixture
+def tar(tmp_path: Path) -> Path:
+    return tar_on_disk(tmp_path, FILES)
+
+
+def publish(source: Path | bytes, store: Store, **changes: Any) -> UploadResult:
+    opened: Source = TarFile(source) if isinstance(source, Path) else Pipe(io.BytesIO(source))
+    try:
+        return upload(opened, store, LOCATION, options(**changes))
+    finally:
+        opened.close()
+
+
+def check_published(s3: ScriptedS3, files: dict[str, bytes], *, only: bool = True) -> Manifest:
+    """The manifest and exactly its objects are there, byte for byte, and no upload is open."""
+    bucket = s3.bucket(BUCKET)
+    manifest = Manifest.decode(bucket.get(LOCATION.manifest_key))
+    assert {str(file.path) for file in manifest.files} == set(files)
+    for name, data in files.items():
+        assert bucket.get(LOCATION.prefix + name) == data, name
+    if only:
+        names = {key.removeprefix(LOCATION.prefix) for key in bucket}
+        assert names == {*files, ".checkpoint/manifest.json"}
+        assert not bucket.uploads()
+    return manifest
+
+
+def check_untouched(s3: ScriptedS3) -> None:
+    assert not list(s3.bucket(BUCKET))
+    assert not s3.bucket(BUCKET).uploads()
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
+def test_objects_are_the_members_and_the_manifest_names_them(
+    s3: ScriptedS3, store: S3Store, tar: Path, piped: bool
+) -> None:
+    result = publish(tar.read_bytes() if piped else tar, store)
+    manifest = check_published(s3, FILES)
+    assert result.manifest == manifest
+    assert (result.exclusive, result.checksums, result.leftovers) == (True, True, ())
+    assert manifest.source["kind"] == ("pipe" if piped else "tar")
+    for file in manifest.files:
+        assert file.checksums["crc64nvme"] == store.head(LOCATION.key(file.path)).crc64nvme
+
+
+def test_nothing_is_completed_before_everything_was_sent_and_the_manifest_comes_last(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    publish(tar, store)
+    log = [r for r in s3.requests if r.status == 200 and r.method in ("PUT", "POST")]
+    operations = [r.operation for r in log]
+    last_part = max(i for i, name in enumerate(operations) if name == "UploadPart")
+    first_visible = min(
+        i
+        for i, request in enumerate(log)
+        if request.operation in ("PutObject", "CompleteMultipartUpload")
+    )
+    assert last_part < first_visible
+    assert log[first_visible].key == LOCATION.prefix + ".checkpoint/claim.json"
+    assert log[-1].key == LOCATION.manifest_key
+    for request in log:
+        if request.operation in ("PutObject", "CompleteMultipartUpload"):
+            assert request.headers["if-none-match"] == "*"
+
+
+@pytest.mark.parametrize("family", list(HashFamily))
+def test_the_id_is_the_same_from_any_source_with_any_tuning(
+    s3: ScriptedS3, store: S3Store, tmp_path: Path, family: HashFamily
+) -> None:
+    files = {
+        "model.safetensors": weights(2 * CHUNK_SIZE + 12345),
+        "config.json": b"{}",
+        "exact.bin": weights(CHUNK_SIZE, 2)[:CHUNK_SIZE],
+    }
+    tar = tar_on_disk(tmp_path, files)
+    reordered = tar_bytes(dict(reversed(files.items())), top="other-name")
+    ids = set()
+    for number, (source, tuning) in enumerate(
+        [
+            (tar, {}),
+            (tar, {"concurrency": 1}),
+            (tar, {"concurrency": 7, "memory": 1024 * MIB, "part_size": 2 * CHUNK_SIZE}),
+            (tar.read_bytes(), {}),
+            (reordered, {"concurrency": 2, "part_size": 3 * CHUNK_SIZE}),
+        ]
+    ):
+        location = S3Location(BUCKET, f"m{number}/")
+        opened: Source = TarFile(source) if isinstance(source, Path) else Pipe(io.BytesIO(source))
+        result = upload(opened, store, location, options(hash=family, **tuning))
+        opened.close()
+        ids.add(result.manifest.id)
+        for name, data in files.items():
+            assert s3.bucket(BUCKET).get(location.prefix + name) == data
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
+def test_the_same_content_again_sends_nothing(
+    s3: ScriptedS3, store: S3Store, tar: Path, piped: bool
+) -> None:
+    first = publish(tar, store, hash=HashFamily.SHA256)
+    s3.requests.clear()
+    again = publish(tar.read_bytes() if piped else tar, store)
+    assert again.already_published
+    assert again.sent_bytes == 0
+    assert again.manifest == first.manifest
+    assert {request.method for request in s3.requests} == {"GET"}
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
+@pytest.mark.parametrize("change", ["byte", "size", "name"])
+def test_other_content_under_a_published_prefix_is_a_conflict_before_anything_is_sent(
+    s3: ScriptedS3, store: S3Store, tar: Path, change: str, piped: bool
+) -> None:
+    publish(tar, store)
+    other = dict(FILES)
+    if change == "byte":
+        other["config.json"] = b"[]"
+    elif change == "size":
+        other["config.json"] = b"{ }"
+    else:
+        other["extra.txt"] = b"x"
+    s3.requests.clear()
+    data = tar_bytes(other)
+    tar.write_bytes(data)
+    with pytest.raises(Conflict, match="already holds other content") as caught:
+        publish(data if piped else tar, store)
+    assert caught.value.reference == "published-differs"
+    assert {request.method for request in s3.requests} == {"GET"}
+    check_published(s3, FILES)
+
+
+def test_foreign_objects_are_a_conflict_before_anything_is_sent(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.bucket(BUCKET).put(LOCATION.prefix + "old.safetensors", b"old")
+    s3.bucket(BUCKET).put("checkpoints/m-2/sibling", b"not ours to see")
+    with pytest.raises(Conflict, match=r"old\.safetensors") as caught:
+        publish(tar, store)
+    assert caught.value.reference == "foreign-objects"
+    assert {request.method for request in s3.requests} == {"GET"}
+    result = publish(tar, store, allow_existing=True)
+    assert not result.already_published
+    bucket = s3.bucket(BUCKET)
+    assert bucket.get(LOCATION.prefix + "old.safetensors") == b"old"
+    bucket.remove(LOCATION.prefix + "old.safetensors")
+    bucket.remove("checkpoints/m-2/sibling")
+    check_published(s3, FILES)
+
+
+def test_a_foreign_object_under_a_key_of_ours_is_never_overwritten(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", b"[]")
+    with pytest.raises(Conflict, match="another object"):
+        publish(tar, store, allow_existing=True)
+    assert s3.bucket(BUCKET).get(LOCATION.prefix + "config.json") == b"[]"
+    assert LOCATION.manifest_key not in s3.bucket(BUCKET)
+
+
+def test_markers_and_folder_objects_are_not_foreign(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.bucket(BUCKET).put(LOCATION.prefix, b"")
+    s3.bucket(BUCKET).put(LOCATION.prefix + "tokenizer/", b"")
+    s3.bucket(BUCKET).put(LOCATION.prefix + ".checkpoint-complete", b"")
+    publish(tar, store)
+    check_published(s3, FILES, only=False)
+
+
+def clear(s3: ScriptedS3) -> None:
+    """Empty the bucket, the script and the log."""
+    bucket = s3.bucket(BUCKET)
+    for key in list(bucket):
+        bucket.remove(key)
+    for orphan in bucket.uploads():
+        bucket.close_upload(orphan.upload_id)
+    s3.clear_script()
+    s3.requests.clear()
+
+
+@pytest.mark.parametrize("action", [DropBefore(), DropAfter()], ids=["before", "after"])
+def test_a_lost_request_or_answer_at_any_point_is_settled(
+    s3: ScriptedS3, store: S3Store, tar: Path, action: Any
+) -> None:
+    for position in REQUESTS:
+        clear(s3)
+        s3.script(Fault(None, action, occurrence=position))
+        publish(tar, store, concurrency=1)
+        orphans = s3.bucket(BUCKET).uploads()
+        for (
+            orphan
+        ) in orphans:  # the one answer that cannot be settled: nobody knows the upload's id
+            assert s3.requests[position - 1].operation == "CreateMultipartUpload"
+            s3.bucket(BUCKET).close_upload(orphan.upload_id)
+        assert len(orphans) <= 1
+        check_published(s3, FILES)
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
+def test_a_failure_at_any_request_leaves_nothing_undocumented_and_a_re_run_publishes(
+    s3: ScriptedS3, store: S3Store, tar: Path, piped: bool
+) -> None:
+    source = tar.read_bytes() if piped else tar
+    failures = 0
+    for position in REQUESTS:
+        clear(s3)
+        s3.script(Fault(None, Status(403), occurrence=position))
+        try:
+            publish(source, store, concurrency=1)
+        except AccessDenied:
+            failures += 1
+            bucket = s3.bucket(BUCKET)
+            assert LOCATION.manifest_key not in bucket
+            assert not bucket.uploads()
+            if list(bucket):
+                # Objects may only remain once completing began, and then under the claim.
+                assert LOCATION.prefix + ".checkpoint/claim.json" in bucket
+                assert s3.requests.count("CompleteMultipartUpload", "PutObject") > 3
+        # Also after a success: only deleting the claim may fail without failing the upload.
+        s3.clear_script()
+        publish(source, store, concurrency=1)
+        check_published(s3, FILES)
+    assert failures > 20
+
+
+def test_the_sweeps_above_reach_past_the_last_request(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    publish(tar, store, concurrency=1)
+    assert 20 < len(s3.requests) < max(REQUESTS)
+
+
+class Killed(BaseException):
+    """The process is gone: nothing more reaches the store."""
+
+
+class Mortal:
+    """A store whose user is killed at the k-th call (of one method), before or after it got there."""
+
+    def __init__(self, store: Store, calls: int, *, after: bool, method: str | None = None) -> None:
+        self._store = store
+        self._left = calls
+        self._after = after
+        self._method = method
+
+    @property
+    def bucket(self) -> str:
+        return self._store.bucket
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts = self._method in (None, name)
+            if self._left <= 0 or (self._left == 1 and counts and not self._after):
+                self._left = 0
+                raise Killed
+            self._left -= counts
+            try:
+                result = method(*args, **kwargs)
+                return iter(list(result)) if name == "list_objects" else result
+            finally:
+                if self._left == 0:
+                    raise Killed
+
+        return call
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_re_run_after_a_kill_at_any_call_publishes(
+    s3: ScriptedS3, store: S3Store, tar: Path, after: bool
+) -> None:
+    kills = 0
+    for calls in REQUESTS:
+        clear(s3)
+        with contextlib.suppress(Killed):
+            publish(tar, Mortal(store, calls, after=after), concurrency=1)
+            kills -= 1
+        kills += 1
+        if LOCATION.manifest_key in s3.bucket(BUCKET):
+            check_published(s3, FILES, only=False)
+        publish(tar, store)
+        for orphan in s3.bucket(BUCKET).uploads():  # those of the dead, which lifecycle rules end
+            s3.bucket(BUCKET).close_upload(orphan.upload_id)
+        check_published(s3, FILES)
+    assert kills > 20
+
+
+@pytest.mark.parametrize("completed", [0, 1, 2])
+def test_a_claim_of_a_dead_upload_keeps_other_content_out(
+    s3: ScriptedS3, store: S3Store, tar: Path, tmp_path: Path, completed: int
+) -> None:
+    dying = Mortal(store, completed + 1, after=False, method="complete_multipart_upload")
+    with pytest.raises(Killed):
+        publish(tar, dying, concurrency=1)
+    assert LOCATION.prefix + ".checkpoint/claim.json" in s3.bucket(BUCKET)
+    files = {"other-name.txt": b"x", **small_checkpoint(2)}
+    other = tar_on_disk(tmp_path, files, name="other.tar")
+    with pytest.raises(Conflict) as caught:
+        publish(other, store)
+    assert caught.value.reference == "claimed"
+    assert caught.value.hint
+    publish(tar, store)
+
+
+def test_a_part_whose_checksum_is_refused_is_sent_again(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.script(Fault("UploadPart", Status(400, "BadDigest"), occurrence=[1, 2]))
+    publish(tar, store, concurrency=1)
+    check_published(s3, FILES)
+
+
+def test_a_part_that_never_arrives_whole_is_an_integrity_error(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.script(Fault("UploadPart", Status(400, "BadDigest"), occurrence=None))
+    with pytest.raises(IntegrityError):
+        publish(tar, store)
+    check_untouched(s3)
+
+
+def test_an_object_removed_before_the_manifest_is_noticed(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    with s3.hold("ListObjectsV2", occurrence=3) as hold:
+        outcome: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                publish(tar, store)
+            except StagingError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert hold.arrived.wait(30)
+        s3.bucket(BUCKET).remove(LOCATION.prefix + "config.json")
+        hold.release()
+        thread.join(30)
+    assert [getattr(error, "reference", None) for error in outcome] == ["list-differs"]
+    assert LOCATION.manifest_key not in s3.bucket(BUCKET)
+
+
+@pytest.mark.parametrize("denied", ["DeleteObject", "AbortMultipartUpload"])
+def test_what_may_not_be_cleaned_up_is_told(
+    s3: ScriptedS3, store: S3Store, tar: Path, denied: str
+) -> None:
+    s3.deny(denied)
+    result = publish(tar, store)
+    assert len(result.leftovers) == (1 if denied == "DeleteObject" else 0)
+    check_published(s3, FILES, only=False)
+    assert publish(tar, store).already_published
+
+
+@pytest.mark.parametrize(
+    ("quirk", "exclusive", "checksums"),
+    [
+        (Quirk.IGNORES_CONDITIONS, False, True),
+        (Quirk.IGNORES_CHECKSUMS, True, False),
+        (Quirk.ECHOES_CHECKSUMS, True, False),
+        (Quirk.COMPLETE_WITHOUT_ETAG, True, True),
+        (Quirk.ETAG_IS_NO_DIGEST, True, True),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_what_a_store_does_not_enforce_is_told(
+    tar: Path, quirk: Quirk, exclusive: bool, checksums: bool
+) -> None:
+    with ScriptedS3(buckets=[BUCKET], quirks=[quirk]) as s3, s3_store(s3, BUCKET) as store:
+        result = publish(tar, store)
+        assert (result.exclusive, result.checksums) == (exclusive, checksums)
+        check_published(s3, FILES)
+
+
+@pytest.mark.parametrize("length", [0, 511, 700, 5000, -1, -513, -1025])
+def test_a_pipe_that_ends_early_leaves_nothing(
+    s3: ScriptedS3, store: S3Store, tar: Path, length: int
+) -> None:
+    whole = tar_bytes(FILES).rstrip(b"\0") + bytes(1024 + 512)
+    with pytest.raises(MalformedInput):
+        publish(whole[:length], store)
+    check_untouched(s3)
+
+
+def test_a_refused_layout_leaves_nothing_even_from_a_pipe(s3: ScriptedS3, store: S3Store) -> None:
+    broken = dict(FILES)
+    broken["model.safetensors"] = FILES["model.safetensors"][:-1]
+    with pytest.raises(LayoutInvalid) as caught:
+        publish(tar_bytes(broken), store)
+    assert caught.value.reference == "safetensors-broken"
+    assert s3.requests.count("UploadPart") > 0
+    check_untouched(s3)
+    publish(tar_bytes(broken), store, check_layout=False)
+    assert check_published(s3, broken).layout["checked"] is False
+
+
+def test_a_tar_that_changes_while_it_is_read_is_refused(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    source = TarFile(tar)
+    tar.write_bytes(tar.read_bytes()[:-1024] + bytes(2048))
+    with pytest.raises(MalformedInput) as caught:
+        upload(source, store, LOCATION, options())
+    source.close()
+    assert caught.value.reference == "source-changed"
+    check_untouched(s3)
+
+
+def test_the_root_of_a_bucket_is_no_prefix(store: S3Store, tar: Path) -> None:
+    source = TarFile(tar)
+    with pytest.raises(UsageError):
+        upload(source, store, S3Location(BUCKET, ""), options())
+    source.close()
+
+
+def test_a_missing_bucket_is_named_before_anything_is_read(s3: ScriptedS3, tar: Path) -> None:
+    with s3_store(s3, BUCKET) as store:
+        elsewhere = S3Store(store._wire, "no-such-bucket")
+        source = TarFile(tar)
+        with pytest.raises(StagingError) as caught:
+            upload(source, elsewhere, S3Location("no-such-bucket", "m/"), options())
+        source.close()
+    assert (caught.value.code, caught.value.reference) == (10, "bucket")
+
+
+def test_members_and_parts_are_in_flight_together(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    with s3.hold("UploadPart", parties=3) as hold:
+        thread = threading.Thread(target=lambda: publish(tar, store, concurrency=3))
+        thread.start()
+        assert hold.arrived.wait(30), "three parts of different members are never under way at once"
+        hold.release()
+        thread.join(30)
+    check_published(s3, FILES)
+
+
+def test_keys_with_awkward_characters_arrive_as_they_are(s3: ScriptedS3, store: S3Store) -> None:
+    files: dict[str, bytes] = {
+        **FILES,
+        **{name: name.encode() for name in ("a b", "a+b", "a%20b", "a#b", "é", "日本/語.txt")},
+    }
+    publish(tar_bytes(files), store)
+    check_published(s3, files)
