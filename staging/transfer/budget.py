@@ -18,7 +18,7 @@ class Budget:
     """`total` bytes of buffers, shared by all threads of a transfer."""
 
     def __init__(self, total: int) -> None:
-        self._total = total
+        self.total = total
         self._taken = 0
         self._kept: list[bytearray] = []
         self._changed = threading.Condition()
@@ -35,9 +35,9 @@ class Budget:
                     if len(buffer) == size:
                         self._taken += size
                         return self._kept.pop(index)
-                while self._kept and self._taken + self._held() + size > self._total:
+                while self._kept and self._taken + self._held() + size > self.total:
                     self._kept.pop(0)
-                if not self._taken or self._taken + self._held() + size <= self._total:
+                if not self._taken or self._taken + self._held() + size <= self.total:
                     self._taken += size
                     return bytearray(size)
                 self._changed.wait(_POLL)

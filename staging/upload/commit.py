@@ -24,7 +24,13 @@ from staging.upload.parts import StagedFile
 from staging.upload.target import Proven
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import CHUNK_SIZE
-from staging.vocabulary.errors import Conflict, IntegrityError, NotFound, StagingError
+from staging.vocabulary.errors import (
+    Conflict,
+    IntegrityError,
+    MalformedInput,
+    NotFound,
+    StagingError,
+)
 from staging.vocabulary.events import Note, Reporter
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest, ManifestFile
@@ -62,6 +68,7 @@ class Commit:
 
         Raises Conflict when something else is there; `visible` then tells whether objects remain.
         """
+        data = self._encode()
         proven = target.claim(self._store, self._location, self.manifest.id)
         if self._published_by_twin():
             return proven, True
@@ -72,7 +79,7 @@ class Commit:
                 scheduler.submit(functools.partial(self._complete, staged, scheduler.cancelled))
             scheduler.finish()
         self._list_equals_plan()
-        twin = self._publish()
+        twin = self._publish(data)
         return proven, twin
 
     def release(self) -> list[str]:
@@ -165,8 +172,18 @@ class Commit:
                     side="store",
                 )
 
-    def _publish(self) -> bool:
-        data = self.manifest.encode()
+    def _encode(self) -> bytes:
+        try:
+            return self.manifest.encode()
+        except ValueError as error:
+            raise MalformedInput(
+                f"the checkpoint is too large for a manifest: {error}",
+                reference="manifest-too-large",
+                hint="publish it in several checkpoints",
+                side="source",
+            ) from error
+
+    def _publish(self, data: bytes) -> bool:
         checksum = crc64.to_text(crc64.crc64(data))
         try:
             self._store.create(self._location.manifest_key, data, crc64nvme=checksum)

@@ -24,7 +24,7 @@ from staging.transfer.scheduler import Scheduler
 from staging.transfer.sizing import part_size_for
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import CHUNK_SIZE, Digest, HashFamily, chunk_digests, file_digest
-from staging.vocabulary.errors import IntegrityError, StagingError
+from staging.vocabulary.errors import IntegrityError, StagingError, UsageError
 from staging.vocabulary.events import FileDone, Moved, Reporter
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import ManifestFile
@@ -138,6 +138,13 @@ class PartSender:
                 self._location.key(file.path),
                 part_size_for(file.size, self._least_part_size),
             )
+            if staged.part_size > self._budget.total and file.size > self._budget.total:
+                raise UsageError(
+                    f"{file.path!r} of {file.size} bytes needs parts of {staged.part_size} bytes,"
+                    f" the memory budget has room for {self._budget.total}",
+                    reference="memory",
+                    hint="give more --memory",
+                )
             self.files.append(staged)
             if self._source.sequential:
                 self.passing.note(file)

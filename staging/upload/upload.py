@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from staging.inspection import take_inventory
@@ -55,7 +55,6 @@ class UploadOptions:
     check_layout: bool = True
     allow_existing: bool = False
     tool: str = "checkpoint-staging"
-    annotations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +245,7 @@ def _sender(
         store,
         family=family,
         least_part_size=sizing.part_size,
-        budget=Budget(
-            min(options.memory - BASE_MEMORY, sizing.part_size * (sizing.concurrency + 1))
-        ),
+        budget=Budget(options.memory - BASE_MEMORY),
         report=report,
     )
 
@@ -299,7 +296,6 @@ def _manifest(
         source=about,
         created=now.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tool=options.tool,
-        annotations=options.annotations,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import boto3.session
 from botocore import exceptions as boto
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.response import StreamingBody
 
@@ -80,6 +81,10 @@ class BotoWire:
                 reference="connection-settings",
                 hint="check --profile, --region, --endpoint-url and --ca-bundle",
             ) from error
+        # The signer that comes with awscrt copies the whole body, which it does not even sign.
+        events = self._client.meta.events
+        events.register_first("request-created.s3", _set_body_aside)
+        events.register_last("request-created.s3", _put_body_back)
         self._methods = {
             name: getattr(self._client, method)
             for method, name in self._client.meta.method_to_api_mapping.items()
@@ -119,6 +124,14 @@ class _BotoBody:
         self._stream.close()
 
 
+def _set_body_aside(request: AWSRequest, **_: object) -> None:
+    request.context["body-set-aside"], request.data = request.data, None
+
+
+def _put_body_back(request: AWSRequest, **_: object) -> None:
+    request.data = request.context.pop("body-set-aside")
+
+
 def _refused(operation: str, error: boto.ClientError) -> WireError:
     details: Mapping[str, Any] = error.response.get("Error", {})
     metadata: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
@@ -137,7 +150,7 @@ def _failed(operation: str, error: boto.BotoCoreError) -> WireError:
     cause: Cause
     if isinstance(error, _CREDENTIALS):
         cause = "credentials"
-    elif isinstance(error, boto.HTTPClientError):
+    elif isinstance(error, (boto.HTTPClientError, boto.ConnectionError)):
         cause = "connection"
     else:
         cause = "configuration"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 from staging.store.memory import MemoryStore
+from staging.store.s3 import S3Store
 
 from staging.store.store import AlreadyExists, Changed, Store
 from staging.vocabulary import crc64
@@ -263,7 +264,7 @@ def test_a_missing_bucket_is_not_a_missing_object(
     if server == "memory":
         pytest.skip("a bucket in memory is always there")
     store = request.getfixturevalue("store")
-    elsewhere = type(store)(store._wire, "no-such-bucket-here")
+    elsewhere = S3Store(store._wire, "no-such-bucket-here")
     with pytest.raises(NotFound) as caught:
         elsewhere.read("m/a", limit=10)
     assert caught.value.reference == "bucket"

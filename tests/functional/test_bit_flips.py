@@ -62,7 +62,7 @@ def flips() -> Iterator[tuple[str, int, int]]:
                 yield path, bit, chunk
 
 
-@pytest.mark.parametrize(("path", "bit", "chunk"), flips())
+@pytest.mark.parametrize(("path", "bit", "chunk"), list(flips()))
 def test_a_flipped_bit_is_found_and_named(
     store: Store, bucket: Bucket, tmp_path: Path, path: str, bit: int, chunk: int
 ) -> None:

@@ -30,6 +30,7 @@ class Op:
     target: int = -1
     data: bytes = b""
     offset: int = 0
+    source: str = ""
 
 
 class QuickFs(Fs):
@@ -99,6 +100,7 @@ class FaultyFs(QuickFs):
             self.trace.append(
                 Op("link", self._node(dir_fd), name, self._new_node(os.fstat(fd).st_ino))
             )
+            self.trace.append(Op("write", self._node(fd)))  # of nothing: a file from the start
             return fd
 
         return self._change("create", create, torn=lambda: os.close(create()))
@@ -145,6 +147,9 @@ class FaultyFs(QuickFs):
         def rename() -> None:
             node = self._nodes.get(os.stat(old, dir_fd=old_dir_fd).st_ino, -1)
             Fs.rename(self, old, new, old_dir_fd=old_dir_fd, new_dir_fd=new_dir_fd)
+            if self._node(new_dir_fd) == self._node(old_dir_fd):
+                self.trace.append(Op("rename", self._node(new_dir_fd), new, node, source=old))
+                return
             self.trace.append(Op("link", self._node(new_dir_fd), new, node))
             self.trace.append(Op("unlink", self._node(old_dir_fd), old))
 
@@ -179,28 +184,37 @@ class CrashState:
         self._names = names
         self._contents = contents
 
+    def is_directory(self, path: str) -> bool:
+        """True when something may lie below a name."""
+        node = self._node(path)
+        return node is not None and node not in self._contents
+
     def read(self, path: str) -> bytes | None:
         """The bytes of a file, or None when its name or a directory above it is lost."""
+        node = self._node(path)
+        return None if node is None else self._contents.get(node, b"")
+
+    def _node(self, path: str) -> int | None:
         node = 0
         for name in path.split("/"):
             found = self._names.get(node, {}).get(name)
             if found is None:
                 return None
             node = found
-        return self._contents.get(node, b"")
+        return node
 
 
 def crash_states(trace: list[Op], rng: random.Random, samples: int) -> Iterator[CrashState]:
     """States after a power loss behind each change: any subset of what was not fsynced may be lost.
 
-    Harsher than a journaling filesystem: names of one directory are kept or lost one by one, and
-    a file that was written since its last fsync has the old bytes, the new ones, or half of them.
+    Harsher than a journaling filesystem: changes of one directory are kept or lost one by one, though
+    a rename within it is one change; moved between two, a name may be in both or in neither; a file that was written since its last fsync has the old bytes, the new ones, or half of them.
     """
     files: dict[int, _File] = {}
     durable: dict[int, dict[str, int]] = {}
     pending: dict[int, list[Op]] = {}
     for op in trace:
-        if op.kind in ("link", "unlink"):
+        if op.kind in ("link", "unlink", "rename"):
             pending.setdefault(op.node, []).append(op)
         elif op.kind == "fsync-dir":
             _apply(durable.setdefault(op.node, {}), pending.pop(op.node, []))
@@ -232,7 +246,7 @@ def crash_states(trace: list[Op], rng: random.Random, samples: int) -> Iterator[
 
 def _apply(entries: dict[str, int], ops: list[Op]) -> None:
     for op in ops:
-        if op.kind == "link":
+        if op.kind != "link":
+            entries.pop(op.name if op.kind == "unlink" else op.source, None)
+        if op.kind != "unlink":
             entries[op.name] = op.target
-        else:
-            entries.pop(op.name, None)

@@ -147,7 +147,7 @@ def test_a_digest_reads_back(family: HashFamily) -> None:
     ],
 )
 def test_text_that_is_no_digest(text: str) -> None:
-    with pytest.raises(ValueError, match="digest|HashFamily"):
+    with pytest.raises(ValueError, match=r"digest|HashFamily"):
         Digest.parse(text)
 
 

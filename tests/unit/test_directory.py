@@ -173,6 +173,19 @@ def test_a_document_is_replaced_whole(tree: Tree, root: Path) -> None:
     assert tree.read_document("absent.json", limit=5) is None
 
 
+def test_a_created_root_is_durable_in_the_directory_above_it(tmp_path: Path) -> None:
+    synced: list[int] = []
+
+    class Records(Fs):
+        def fsync(self, fd: int) -> None:
+            synced.append(os.fstat(fd).st_ino)
+            super().fsync(fd)
+
+    for _ in range(2):
+        Tree.open(tmp_path / "new", fs=Records(), create=True).close()
+    assert synced == [tmp_path.stat().st_ino]
+
+
 class ShortWrites(Fs):
     def write(self, fd: int, view: memoryview, offset: int) -> int:
         return super().write(fd, view[: max(1, len(view) // 3)], offset)

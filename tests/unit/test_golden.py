@@ -65,7 +65,9 @@ def test_the_id_is_the_sha256_of_the_canonical_content(name: str) -> None:
 @pytest.mark.parametrize(("name", "family"), [("chunks", blake3), ("sha256", hashlib.sha256)])
 def test_file_digests_are_made_of_the_chunk_digests(name: str, family: type[blake3]) -> None:
     document = json.loads(golden(name))
-    long = {file["path"]: file for file in document["content"]["files"] if file["size"] > CHUNK_SIZE}
+    long = {
+        file["path"]: file for file in document["content"]["files"] if file["size"] > CHUNK_SIZE
+    }
     assert long.keys() == document["chunks"].keys()
     for path, file in long.items():
         packed = base64.b64decode(document["chunks"][path])
@@ -107,4 +109,6 @@ def test_how_many_chunks_the_long_ones_have() -> None:
 def test_names_keep_every_character() -> None:
     names = [str(file.path) for file in Manifest.decode(golden("names")).files]
     assert names == sorted(names, key=str.encode)
-    assert {"a b/c d.txt", "%2e%2e", "#1", "模型/配置.json", "\U0001f600.bin", "café/Å.bin"} <= set(names)
+    assert {"a b/c d.txt", "%2e%2e", "#1", "模型/配置.json", "\U0001f600.bin", "café/Å.bin"} <= set(
+        names
+    )

@@ -292,7 +292,7 @@ def test_one_file_more_than_serves(names: list[str], expected: tuple[str, str, s
     ("names", "expected"),
     [
         (["config.json"], ("error", "weights-missing", None)),
-        (["config.json", "._a.safetensors/x"], ("error", "weights-missing", None)),
+        (["config.json", "._a.safetensors"], ("error", "weights-missing", None)),
         (["config.json", "model.safetensors.index.json"], ("error", "weights-missing", None)),
         (["config.json", "a.bin"], ("error", "weights-not-safetensors", "a.bin")),
         (["config.json", "a.gguf"], ("error", "weights-not-safetensors", "a.gguf")),
@@ -314,6 +314,13 @@ def test_a_broken_header_is_told_with_its_reason() -> None:
     assert [(one.rule, one.severity) for one in findings] == [("safetensors-broken", "error")]
     assert "'model.safetensors'" in findings[0].message
     assert "it is a git-LFS pointer" in findings[0].message
+
+
+def test_a_leftover_is_not_told_of_a_second_time_as_broken() -> None:
+    leftover = "._model.safetensors"
+    assert found(*VENDOR, leftover, broken={leftover: "it does not start as one"}) == [
+        ("error", "macos-leftover", leftover)
+    ]
 
 
 def test_errors_come_before_warnings() -> None:

@@ -254,7 +254,8 @@ def test_a_consistent_edit_of_the_content_is_another_id(edit: Callable[[Document
 
 
 @pytest.mark.parametrize(
-    "value", [None, "", 1, "sha256:", "sha256:" + "0" * 64, lambda real: real.upper(), lambda r: r[7:]]
+    "value",
+    [None, "", 1, "sha256:", "sha256:" + "0" * 64, lambda real: real.upper(), lambda r: r[7:]],
 )
 def test_a_wrong_id(value: Any) -> None:
     changed = document()
@@ -265,7 +266,17 @@ def test_a_wrong_id(value: Any) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"null", b"[]", b'"manifest"', b"{}", b"\0", b"\x1f\x8b\x08\0", b"<Error/>", b"[" * 100_000],
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"manifest"',
+        b"{}",
+        b"\0",
+        b"\x1f\x8b\x08\0",
+        b"<Error/>",
+        b"[" * 100_000,
+    ],
 )
 def test_bytes_that_are_no_manifest(data: bytes) -> None:
     with pytest.raises(MalformedInput, match="the manifest is not valid"):
@@ -332,8 +343,14 @@ def test_records_that_could_not_be_read_back_are_not_written(value: dict[str, An
         ([entry("a"), entry("a")], "not sorted"),
         ([entry("a", md5="AAAA")], "unknown checksum"),
         ([entry("a", crc64nvme="AAAA")], "wrong length"),
-        ([ManifestFile(SafePath("a"), -1, entry("a").digest, entry("a").chunks)], "impossible size"),
-        ([ManifestFile(SafePath("a"), 3, entry("a").digest, (bytes(32),))], "do not make its digest"),
+        (
+            [ManifestFile(SafePath("a"), -1, entry("a").digest, entry("a").chunks)],
+            "impossible size",
+        ),
+        (
+            [ManifestFile(SafePath("a"), 3, entry("a").digest, (bytes(32),))],
+            "do not make its digest",
+        ),
         ([ManifestFile(SafePath("a"), 3, entry("a").digest, ())], "chunks, not 0"),
     ],
 )

@@ -260,7 +260,23 @@ def test_directories_may_come_again_and_before_their_files() -> None:
 
 # Names that are likely to be nearly right: pieces that matter, and any character at all.
 PIECES = st.sampled_from(
-    ["a", "b.c", "..", ".", "", "/", "//", "\\", ".checkpoint", "C:", "e\u0301", "é", "\0", " ", "%"]
+    [
+        "a",
+        "b.c",
+        "..",
+        ".",
+        "",
+        "/",
+        "//",
+        "\\",
+        ".checkpoint",
+        "C:",
+        "e\u0301",
+        "é",
+        "\0",
+        " ",
+        "%",
+    ]
 )
 NAMES = st.one_of(
     st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=8).map("/".join),

@@ -19,7 +19,7 @@ import pytest
 
 from staging.directory.fs import Fs
 from staging.directory.marker import Marker
-from staging.directory.names import partial_directory
+from staging.directory.names import READY_NAME, begun_name, partial_directory
 from staging.store.store import Changed
 from staging.sync import SyncOptions, SyncResult, sync
 from staging.transfer import scheduler
@@ -34,7 +34,7 @@ from staging.vocabulary.errors import (
     UsageError,
 )
 from staging.vocabulary.events import Event, FileDone, Moved, Note, Started
-from staging.vocabulary.location import S3Location
+from staging.vocabulary.location import MANIFEST_NAME, S3Location
 from staging.vocabulary.manifest import Manifest
 from tests.support.checkpoints import CountingStore, random_bytes
 from tests.support.local_disk import CrashState, FaultyFs, Killed, QuickFs, crash_states
@@ -505,9 +505,13 @@ def test_partial_files_of_another_version_go(store: CountingStore, dst: Path) ->
     store.before_range = gone
     with pytest.raises(StoreUnavailable):
         run(store, A, dst, options=ONE_BY_ONE)
-    assert len(list((dst / ".checkpoint/partial").iterdir())) == 1
+    partials = dst / ".checkpoint/partial"
+    assert len(list(partials.iterdir())) == 1
     store.forget()
+    during: set[str] = set()
+    store.before_range = lambda key, offset: during.update(path.name for path in partials.iterdir())
     run(store, C, dst)
+    assert during <= {Path(partial_directory(manifest.id)).name}  # gone before more is written
     assert_complete(dst, manifest, FILES_C)
 
 
@@ -871,6 +875,8 @@ def test_an_error_at_any_change_is_typed_and_publishes_nothing(
             (NoSpace, "no-space") if code == errno.ENOSPC else (StagingError, "local-io")
         )
         assert visible(dst, {first.id: FILES_A}) in ({first.id, None} if before else {None})
+        if fs.failed != "unlink" and (dst / ".checkpoint").exists():
+            assert [name for name in control(dst) if name.endswith(".tmp")] == []
         quickly(store, B, dst)
         assert_complete(dst, manifest, FILES_B)
     expected = {"create", "mkdir", "write", "allocate", "chmod", "fsync", "close", "rename"}
@@ -919,8 +925,23 @@ def _traced(store: CountingStore, dst: Path) -> tuple[FaultyFs, dict[str, Mappin
 
 
 def _is_sound(state: CrashState, versions: Mapping[str, Mapping[str, bytes]]) -> str | bool:
-    """True for nothing, the id of a whole version, False for anything else."""
-    data = state.read(".checkpoint/ready.json")
+    """True for nothing, the id of a whole version, False for anything else.
+
+    Anything else is also a member that no manifest accounts for: the next run would call it foreign.
+    """
+    known: set[tuple[str, bytes]] = set()
+    for name in (MANIFEST_NAME, *map(begun_name, versions)):
+        data = state.read(name)
+        if data is not None:
+            try:
+                known.update(versions[Manifest.decode(data).id].items())
+            except StagingError:
+                return False
+    for path in {path for files in versions.values() for path in files}:
+        data = None if state.is_directory(path) else state.read(path)
+        if data is not None and (path, data) not in known:
+            return False
+    data = state.read(READY_NAME)
     if data is None:
         return True
     try:
@@ -937,8 +958,14 @@ def test_a_power_loss_behind_any_change_leaves_nothing_or_a_version(
     fs, versions = _traced(store, dst)
     seen = {_is_sound(state, versions) for state in crash_states(fs.trace, random.Random(1), 30)}
     assert seen == {True, *versions}
-    *_, last = crash_states(fs.trace, random.Random(2), 0)
-    assert _is_sound(last, versions) == list(versions)[1]
+
+
+def test_a_power_loss_after_success_takes_nothing_away(store: CountingStore, dst: Path) -> None:
+    fs, versions = _traced(store, dst)
+    *_, nothing_more, everything = crash_states(fs.trace, random.Random(2), 0)
+    newest = list(versions)[1]
+    assert _is_sound(nothing_more, versions) == newest
+    assert _is_sound(everything, versions) == newest
 
 
 @pytest.mark.parametrize("kind", ["fsync-file", "fsync-dir"])
