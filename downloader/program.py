@@ -14,6 +14,7 @@ import click
 from downloader.verification import verify
 from staging.cli import quantity
 from staging.cli.options import CONTEXT, DISTRIBUTION, Common, common_options, cores, tuning_options
+from staging.cli.paths import local_path
 from staging.cli.program import print_json, run
 from staging.cli.progress import log
 from staging.sync import SyncOptions, SyncResult, sync
@@ -118,7 +119,7 @@ def read_orders(pairs: Sequence[str], expect_ids: Sequence[str]) -> list[Order]:
         )
     ids: Sequence[str | None] = expect_ids or [None] * count
     orders = [
-        Order(S3Location.parse(source), Path(target), expect_id)
+        Order(S3Location.parse(source), local_path(target), expect_id)
         for source, target, expect_id in zip(pairs[::2], pairs[1::2], ids, strict=True)
     ]
     if len({order.directory for order in orders}) < count:

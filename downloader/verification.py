@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from staging.cli.options import CONTEXT, Common, common_options, memory_option
+from staging.cli.paths import local_path
 from staging.cli.verification import verify_local
 from staging.verify import Level
 
 
 @click.command(context_settings=CONTEXT)
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory")
 @click.option(
     "--level",
     type=click.Choice([Level.SIZE.value, Level.DIGEST.value]),
@@ -26,7 +25,14 @@ from staging.verify import Level
 @memory_option("MODEL")
 @common_options("MODEL")
 def verify(
-    common: Common, *, directory: Path, level: str, expect_id: str | None, memory: int
+    common: Common, *, directory: str, level: str, expect_id: str | None, memory: int
 ) -> None:
     """Compare DIRECTORY with the manifest that was downloaded into it; exits with 11 if it differs."""
-    verify_local(common, directory, Level(level), memory=memory, expect_id=expect_id, ready=True)
+    verify_local(
+        common,
+        local_path(directory),
+        Level(level),
+        memory=memory,
+        expect_id=expect_id,
+        ready=True,
+    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import click
 
 from staging.cli.options import Common, common_options
+from staging.cli.paths import local_path, standard_input
 from staging.cli.program import print_json
 from staging.directory.entry import Kind
 from staging.directory.local import LocalDirectory
@@ -79,11 +78,12 @@ def _take(common: Common, target: str, strip_components: int | None) -> Inventor
     if target.startswith("s3://"):
         return _of_prefix(common, S3Location.parse(target))
     if target == "-":
-        return _of_pipe(Pipe(sys.stdin.buffer, strip_components=strip_components))
-    if Path(target).is_dir():
-        with LocalDirectory(Path(target)) as local:
+        return _of_pipe(Pipe(standard_input(), strip_components=strip_components))
+    path = local_path(target, hint='pipe it in: curl -fsS "$URL" | staging check -')
+    if path.is_dir():
+        with LocalDirectory(path) as local:
             return _of_directory(local)
-    with closing(TarFile(Path(target), strip_components=strip_components)) as source:
+    with closing(TarFile(path, strip_components=strip_components)) as source:
         files = {str(file.path): file for file in source.files()}
         sizes = ((path, file.size) for path, file in files.items())
         return take_inventory(sizes, lambda path: FileAt(source, files[path]))

@@ -11,7 +11,7 @@ from staging.cli.options import CONTEXT, DISTRIBUTION
 from staging.cli.program import run
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(context_settings=CONTEXT, no_args_is_help=False)
 @click.version_option(package_name=DISTRIBUTION, prog_name="staging")
 def staging() -> None:
     r"""Publish model checkpoints to S3, and check what is published.

@@ -25,6 +25,17 @@ JSON_SCHEMA: Final = "checkpoint-staging/1"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class _Signalled(BaseException):
+    """Unwinds the main thread from wherever the signal met it.
+
+    No Exception: the SDK takes those for failures of the connection and repeats the request.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -> int:
     """Run a click command and return the exit code. The one handler of errors of a program."""
     handle_signals()
@@ -35,6 +46,10 @@ def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -
     except StagingError as error:
         _tell(error, as_json=as_json)
         return error.code
+    except _Signalled as signalled:
+        interrupted = _interruption(signalled.number)
+        _tell(interrupted, as_json=as_json)
+        return interrupted.code
     except click.exceptions.Exit as error:
         return int(error.exit_code)
     except click.ClickException as error:
@@ -59,7 +74,7 @@ def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -
 
 
 def handle_signals() -> None:
-    """Make the first SIGINT, SIGTERM or SIGHUP raise Interrupted, and a second one exit."""
+    """Make the first SIGINT, SIGTERM or SIGHUP unwind the main thread, and a second one exit."""
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
 
@@ -83,7 +98,11 @@ def describe(error: StagingError) -> dict[str, Any]:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     for again in _SIGNALS:
         signal.signal(again, _exit_now)
-    raise Interrupted(
+    raise _Signalled(number)
+
+
+def _interruption(number: int) -> Interrupted:
+    return Interrupted(
         f"interrupted by {signal.Signals(number).name}",
         signal_number=number,
         hint="run the same command again to go on",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from staging.cli import quantity
 from staging.cli.options import Common, common_options
+from staging.cli.paths import local_path
 from staging.cli.program import print_json
 from staging.cli.verification import local_manifest
 from staging.directory.local import LocalDirectory
@@ -47,7 +47,7 @@ def manifest_of(common: Common, target: str) -> Manifest:
     if target.startswith("s3://"):
         location = S3Location.parse(target)
         return read_manifest(common.store(location), location)
-    with LocalDirectory(Path(target)) as local:
+    with LocalDirectory(local_path(target)) as local:
         return local_manifest(local)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
+import shlex
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from staging.cli import quantity
 from staging.cli.options import DISTRIBUTION, Common, common_options, cores, tuning_options
+from staging.cli.paths import local_path, standard_input
 from staging.cli.program import print_json
 from staging.source.pipe import Pipe
 from staging.source.source import Source
@@ -108,12 +108,14 @@ def upload(
 def _open(source: str, strip_components: int | None, target: str) -> Source:
     if source == "-":
         return Pipe(
-            sys.stdin.buffer,
+            standard_input(),
             name="standard input",
             strip_components=strip_components,
             target=target,
         )
-    return TarFile(Path(source), strip_components=strip_components, target=target)
+    hint = f'pipe it in: curl -fsS "$URL" | staging upload - {shlex.quote(target)}'
+    path = local_path(source, hint=hint)
+    return TarFile(path, strip_components=strip_components, target=target)
 
 
 def _show_plan(

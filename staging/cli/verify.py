@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from staging.cli.options import Common, common_options, cores, memory_option
+from staging.cli.paths import local_path
 from staging.cli.verification import conclude, verify_local
 from staging.published import read_manifest
 from staging.transfer.sizing import choose
@@ -34,7 +33,7 @@ def verify(
     """
     if not target.startswith("s3://"):
         verify_local(
-            common, Path(target), Level(level or "digest"), memory=memory, expect_id=expect_id
+            common, local_path(target), Level(level or "digest"), memory=memory, expect_id=expect_id
         )
         return
     location = S3Location.parse(target)

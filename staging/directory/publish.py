@@ -65,6 +65,7 @@ def publish(local: LocalDirectory, publication: Publication) -> None:
     tree.unlink(READY_NAME)
     # Also when there was none: an interrupted run may have removed it without coming this far.
     tree.fsync_directory(CONTROL_DIRECTORY)
+    tree.fsync_directory()  # in a new directory, so that the manifests survive what they account for
     _swap(local, publication)
     tree.rename(begun, MANIFEST_NAME)
     tree.fsync_directory(CONTROL_DIRECTORY)

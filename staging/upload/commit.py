@@ -6,7 +6,7 @@
 
 A create or Complete that meets an object, or an upload that is gone, may be this run's own lost answer,
 or a twin publishing the same id: the object is settled by size and checksum, or by its bytes where
-the store keeps no checksum, never by existence (I8). Objects are never overwritten or deleted (I4); a
+the store proves no checksum, never by existence (I8). Objects are never overwritten or deleted (I4); a
 twin may already count on those this run completed.
 """
 
@@ -60,6 +60,7 @@ class Commit:
         self._report = report
         self._rng = rng
         self._entries = {file.path: file for file in manifest.files}
+        self._checksums_checked = False
         self.visible = False
         """True from the moment an object may have become visible."""
 
@@ -70,6 +71,7 @@ class Commit:
         """
         data = self._encode()
         proven = target.claim(self._store, self._location, self.manifest.id)
+        self._checksums_checked = proven.checksums
         if self._published_by_twin():
             return proven, True
         self._refuse_foreign()
@@ -118,6 +120,8 @@ class Commit:
 
     def _settle(self, staged: StagedFile, cause: StagingError, cancelled: Cancellation) -> None:
         """Accept an object that is there already if it is proven equal. Raises Conflict otherwise."""
+        if cause.reference == "bucket":
+            raise cause
         try:
             info = self._store.head(staged.key)
         except NotFound:
@@ -139,9 +143,9 @@ class Commit:
             staged.upload = None
 
     def _equal(self, staged: StagedFile, info: ObjectInfo, cancelled: Cancellation) -> bool:
-        if info.crc64nvme is not None:
+        if self._checksums_checked and info.crc64nvme is not None:
             return info.crc64nvme == staged.crc64nvme
-        self._report(Note(f"the store keeps no checksum: reading {staged.path} to compare"))
+        self._report(Note(f"the store proves no checksum: reading {staged.path} to compare"))
         entry: ManifestFile = self._entries[staged.path]
         buffer = bytearray(min(CHUNK_SIZE, staged.size))
         for index, digest in enumerate(entry.chunks if staged.size else ()):

@@ -1,4 +1,4 @@
-"""Every exit code and the usual causes behind it, provoked for real; what failing programs print (I1, I12, I13).
+"""Every exit code and the usual causes behind it, provoked for real, and what is printed (I1, I12, I13).
 
 Each case of `CASES` arranges a mishap and returns the command that meets it. Interruptions are in
 test_signals.py.
@@ -23,12 +23,13 @@ from staging.vocabulary.paths import SafePath
 from tests.cli.programs import DOWNLOADER, INSTALLED_DOWNLOADER, STAGING, Outcome, Programs
 from tests.support import tars
 from tests.support.checkpoints import manifest_of, tar_of, vendor, write_tree
-from tests.support.s3server import Bucket, Fault, Quirk, ScriptedS3, Status
+from tests.support.s3server import Bucket, Fault, ScriptedS3, Status
 
 BUCKET = "models"
 URI = f"s3://{BUCKET}/checkpoints/laguna-xs/"
 PREFIX = "checkpoints/laguna-xs/"
-KEYS = {"scripted-access-key": "scripted-secret-key"}
+ACCESS_KEY = "AKIATHEACCESSKEYOFIT"
+SECRET_KEY = "canary-secret/0123456789abcdef"
 DOCUMENTED = Path(__file__, "../../../docs/scripting.md").resolve()
 
 
@@ -66,6 +67,9 @@ class Scene:
     def node(self, files: dict[str, bytes]) -> Path:
         return write_tree(self.directory / "node", files)
 
+
+WITHOUT_A_HINT = {"request", "source-io", "source"}
+"""References of errors that say what failed, and nothing more that would help."""
 
 Command = list[str | Path]
 Arrange = Callable[[Scene], Command]
@@ -515,7 +519,7 @@ def directory_as_the_source(scene: Scene) -> Command:
     return staging("upload", scene.node(vendor(1)), URI)
 
 
-@case(16, "manifest")
+@case(16, "manifest-malformed")
 def manifest_that_is_none(scene: Scene) -> Command:
     scene.bucket.put(f"{PREFIX}.checkpoint/manifest.json", b'{"files": []}')
     return download()
@@ -569,15 +573,19 @@ def meet(scene: Scene, arranged: Case, *more: str) -> Outcome:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    with ScriptedS3(credentials=KEYS) as server:
-        yield Scene(tmp_path, server)
+    """With secrets that no test may find anywhere."""
+    with ScriptedS3(credentials={ACCESS_KEY: SECRET_KEY}) as server:
+        scene = Scene(tmp_path, server)
+        scene.environment["AWS_SESSION_TOKEN"] = "canary-token/0123456789abcdef"
+        yield scene
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_failure_is_one_line_one_hint_and_one_document(scene: Scene, name: str) -> None:
     arranged = CASES[name]
-    outcome = meet(scene, arranged, "--json")
+    outcome = meet(scene, arranged, "--json", "-v")
     assert outcome.error.endswith(f" [{arranged.reference}]")
+    assert outcome.hint or arranged.reference in WITHOUT_A_HINT
     assert arranged.hint in outcome.hint
     error = outcome.document["error"]
     assert (error["code"], error["reference"]) == (arranged.code, arranged.reference)
@@ -590,6 +598,7 @@ def test_a_failure_is_one_line_one_hint_and_one_document(scene: Scene, name: str
     # Nothing that failed looks finished, and nothing waits in the store to be paid for.
     assert not (scene.directory / "node/.checkpoint/ready.json").exists()
     assert not scene.bucket.uploads()
+    assert_no_canary(scene, outcome)
 
 
 @pytest.mark.parametrize(
@@ -612,7 +621,8 @@ def test_without_json_nothing_is_on_stdout(scene: Scene, name: str) -> None:
     assert outcome.stdout == ""
     assert outcome.reference == arranged.reference
     assert arranged.hint in outcome.hint
-    assert len([line for line in outcome.stderr.splitlines() if " INFO " not in line]) == 2
+    plain = [line for line in outcome.stderr.splitlines() if " INFO " not in line]
+    assert plain == [line for line in (outcome.error, outcome.hint) if line]
 
 
 def test_a_wrong_clock_is_named_with_its_minutes(scene: Scene) -> None:
@@ -631,22 +641,11 @@ def test_success_is_zero_and_prints_no_error(scene: Scene) -> None:
     assert "error" not in outcome.stderr
 
 
-@pytest.mark.parametrize("quirk", [Quirk.IGNORES_CHECKSUMS, Quirk.ECHOES_CHECKSUMS])
-def test_a_store_that_only_echoes_is_never_a_proof(tmp_path: Path, quirk: Quirk) -> None:
-    with ScriptedS3(credentials=KEYS, quirks=[quirk]) as server:
-        scene = Scene(tmp_path, server)
-        uploaded = scene.programs.staging("upload", scene.tar(), URI)
-        assert "not proven" in uploaded.stderr
-        if quirk is Quirk.IGNORES_CHECKSUMS:
-            refused = scene.programs.staging("verify", URI, expect=11)
-            assert refused.reference == "not-provable"
-        scene.programs.staging("verify", URI, "--level", "digest")
-
-
-def test_a_closed_standard_input_is_an_empty_archive(scene: Scene) -> None:
+def test_a_closed_standard_input_is_no_archive(scene: Scene) -> None:
     command = ["sh", "-c", 'exec "$@" <&-', "sh", *staging("upload", "-", URI)]
-    refused = scene.programs.run(command, expect=16)
-    assert refused.reference == "tar-empty"
+    refused = scene.programs.run(command, expect=1)
+    assert refused.reference == "source-io"
+    assert "standard input is closed" in refused.error
 
 
 def test_no_arguments_show_the_usage(scene: Scene) -> None:
@@ -657,58 +656,28 @@ def test_no_arguments_show_the_usage(scene: Scene) -> None:
 
 # Secrets
 
-CANARIES = {
-    "AWS_ACCESS_KEY_ID": "AKIACANARYCANARYCANA",
-    "AWS_SECRET_ACCESS_KEY": "canary-secret/0123456789abcdef",
-    "AWS_SESSION_TOKEN": "canary-token/0123456789abcdef",
-}
 PRESIGNED = "?X-Amz-Credential=canary-credential&X-Amz-Signature=canary-signature"
 
 
-def assert_no_canary(directory: Path, bucket: Bucket, outcome: Outcome) -> None:
+def assert_no_canary(scene: Scene, outcome: Outcome) -> None:
+    """No credential was printed, or written to disk or store."""
     places = {"stdout": outcome.stdout.encode(), "stderr": outcome.stderr.encode()}
-    places |= {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    places |= {key: bucket.get(key) for key in bucket.keys()}  # noqa: SIM118 - no mapping
+    files = (path for path in scene.directory.rglob("*") if path.is_file())
+    places |= {str(path): path.read_bytes() for path in files}
+    places |= {key: scene.bucket.get(key) for key in scene.bucket}
     for place, data in places.items():
-        assert b"canary" not in data.lower(), (place, outcome)
+        assert b"canary" not in data, (place, outcome)
+        # In a denial the store names the user, which in the scripted one is the access key.
+        assert ACCESS_KEY.encode() not in data or "is not authorized" in outcome.error, outcome
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "12-unknown-access-key",
-        "12-wrong-secret",
-        "12-expired-token",
-        "13-nobody-listens",
-        "11-damaged-object",
-        "16-truncated-tar",
-        "2-unknown-profile",
-    ],
-)
-def test_no_credential_is_printed_or_written(scene: Scene, name: str) -> None:
-    arranged = CASES[name]
-    if arranged.code == 12:
-        scene.server.access.credentials = {"somebody-else": "s"}
-    else:
-        scene.server.access.credentials = None
-    command = arranged.arrange(scene)
-    scene.environment.update(CANARIES)
-    code = {"12-wrong-secret": 12}.get(name, arranged.code)
-    outcome = scene.programs.run([*command, "-v", "--json"], expect=code)
-    assert outcome.error
-    assert_no_canary(scene.directory, scene.bucket, outcome)
-
-
-def test_no_credential_is_printed_or_written_by_a_whole_job(scene: Scene) -> None:
-    scene.server.access.credentials = None
-    scene.environment.update(CANARIES)
-    tar = scene.tar()
+def test_no_secret_is_printed_or_written_by_a_whole_job(scene: Scene) -> None:
     for command in (
-        staging("upload", tar, URI, "-v"),
+        staging("upload", scene.tar(), URI, "-v"),
         staging("verify", URI, "-v"),
         download(URI, "node", "-v"),
     ):
-        assert_no_canary(scene.directory, scene.bucket, scene.programs.run(command))
+        assert_no_canary(scene, scene.programs.run(command))
 
 
 @pytest.mark.parametrize(
@@ -729,11 +698,12 @@ def test_a_presigned_url_in_the_wrong_place_is_not_repeated(scene: Scene, comman
     scene.tar()
     outcome = scene.programs.run([*command, "-v", "--json"], expect=2)
     assert outcome.reference == "uri"
-    assert_no_canary(scene.directory, scene.bucket, outcome)
+    assert_no_canary(scene, outcome)
 
 
 def test_a_password_in_the_endpoint_is_not_repeated(scene: Scene) -> None:
-    refused = scene.programs.download(
-        URI, "node", "--endpoint-url", "http://canary:canary@127.0.0.1:1", expect=13
-    )
-    assert_no_canary(scene.directory, scene.bucket, refused)
+    scene.environment["AWS_ENDPOINT_URL"] = "http://canary:canary@127.0.0.1:1"
+    refused = scene.programs.download(URI, "node", "--json", expect=2)
+    assert refused.reference == "connection-settings"
+    assert "AWS_ACCESS_KEY_ID" in refused.hint
+    assert_no_canary(scene, refused)

@@ -355,5 +355,8 @@ def test_what_a_store_does_not_enforce_is_said(
         uploaded = programs.staging("upload", "a.tar", f"s3://{BUCKET}/m/", "--json")
         assert uploaded.document["upload"]["not_proven"] == unproven
         assert uploaded.stderr.count("not proven") == len(unproven)
+        if quirk is Quirk.IGNORES_CHECKSUMS:
+            refused = programs.staging("verify", f"s3://{BUCKET}/m/", expect=11)
+            assert refused.reference == "not-provable"
         programs.staging("verify", f"s3://{BUCKET}/m/", "--level", "digest")
         assert_objects(server.bucket(BUCKET), "m/", vendor(6))

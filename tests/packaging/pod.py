@@ -92,8 +92,8 @@ def make_pod(directory: Path, wheel: Path) -> Path:
                 shutil.copy2(source, site / file)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    command = [sys.executable, "-m", "compileall", "-q", site / "staging", site / "downloader"]
-    subprocess.run(command, check=True)
+    packages = [str(site / name) for name in ("staging", "downloader")]
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *packages], check=True)
     return directory
 
 

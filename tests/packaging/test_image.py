@@ -51,7 +51,7 @@ def option(command: list[str], name: str) -> str | None:
 def locked(name: str) -> dict[str, tuple[str, frozenset[str]]]:
     """Names, versions and hashes of a lock file."""
     text = (ROOT / "requirements" / name).read_text().replace("\\\n", " ")
-    entries = {}
+    entries: dict[str, tuple[str, frozenset[str]]] = {}
     for line in text.splitlines():
         match = re.match(r"([A-Za-z0-9._-]+)==([^ ;]+)", line)
         assert match, f"{name}: {line[:80]!r} is not pinned"

@@ -14,6 +14,8 @@ from staging.vocabulary.digest import CHUNK_SIZE, Digest, HashFamily, chunk_coun
 from staging.vocabulary.manifest import Manifest, ManifestFile
 from staging.vocabulary.paths import NameSet, SafePath, why_unsafe
 
+BOUNDED = settings(max_examples=60, deadline=None, derandomize=True)
+
 CHARACTERS = st.one_of(
     st.sampled_from("abAB.-_ +%#?é模/"), st.characters(exclude_categories=["Cs"])
 )
@@ -71,7 +73,7 @@ def contents(draw: st.DrawFn) -> tuple[HashFamily, list[ManifestFile]]:
     return family, files
 
 
-@settings(max_examples=60)
+@BOUNDED
 @given(contents(), ABOUT)
 def test_a_manifest_reads_back_equal(
     content: tuple[HashFamily, list[ManifestFile]], about: dict[str, Any]
@@ -87,7 +89,7 @@ def test_a_manifest_reads_back_equal(
     assert Manifest.decode(json.dumps(shuffled).encode()) == manifest
 
 
-@settings(max_examples=60)
+@BOUNDED
 @given(contents(), ABOUT, st.randoms(use_true_random=False))
 def test_the_id_is_the_contents_alone(
     content: tuple[HashFamily, list[ManifestFile]], about: dict[str, Any], rng: random.Random
@@ -98,7 +100,7 @@ def test_the_id_is_the_contents_alone(
     assert Manifest.of(family, bare, **about).id == Manifest.of(family, files).id
 
 
-@settings(max_examples=60)
+@BOUNDED
 @given(contents(), st.integers(0, 5), st.sampled_from(["name", "size", "digest"]))
 def test_any_change_of_the_content_is_another_id(
     content: tuple[HashFamily, list[ManifestFile]], number: int, what: str

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from staging.transfer.sizing import BASE_MEMORY, MIN_MEMORY, Sizing, choose, part_size_for
 from staging.vocabulary.digest import CHUNK_SIZE, MAX_FILE_SIZE
 from staging.vocabulary.errors import MalformedInput, StagingError, UsageError
+
+BOUNDED = settings(max_examples=200, deadline=None, derandomize=True)
 
 MIB = 1024**2
 GIB = 1024**3
@@ -44,6 +46,7 @@ def outcome(
         return error
 
 
+@BOUNDED
 @given(SIZES, st.integers(1, 320).map(lambda chunks: chunks * CHUNK_SIZE))
 @example(0, CHUNK_SIZE)
 @example(LARGEST, CHUNK_SIZE)
@@ -62,6 +65,7 @@ def test_the_parts_of_every_file_are_legal(size: int, least: int) -> None:
         assert -(-size // (part - CHUNK_SIZE)) > MOST_PARTS
 
 
+@BOUNDED
 @given(SIZES, MEMORY, st.integers(1, 512))
 @example(0, MIN_MEMORY, 1)
 @example(LARGEST, 64 * GIB, 512)
@@ -80,6 +84,7 @@ def test_what_is_chosen_fits_the_memory(largest: int, memory: int, cores: int) -
     assert BASE_MEMORY + sizing.concurrency * sizing.part_size <= memory
 
 
+@BOUNDED
 @given(
     SIZES,
     MEMORY,

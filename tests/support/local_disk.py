@@ -208,7 +208,8 @@ def crash_states(trace: list[Op], rng: random.Random, samples: int) -> Iterator[
     """States after a power loss behind each change: any subset of what was not fsynced may be lost.
 
     Harsher than a journaling filesystem: changes of one directory are kept or lost one by one, though
-    a rename within it is one change; moved between two, a name may be in both or in neither; a file that was written since its last fsync has the old bytes, the new ones, or half of them.
+    a rename within it is one change; moved between two, a name may be in both or in neither; a file
+    that was written since its last fsync has the old bytes, the new ones, or half of them.
     """
     files: dict[int, _File] = {}
     durable: dict[int, dict[str, int]] = {}

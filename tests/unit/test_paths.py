@@ -6,7 +6,7 @@ import os.path
 import unicodedata
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from staging.vocabulary.paths import (
@@ -258,6 +258,8 @@ def test_directories_may_come_again_and_before_their_files() -> None:
     assert names.add_directory("d/e/x") == "d/e/x"
 
 
+BOUNDED = settings(max_examples=300, deadline=None, derandomize=True)
+
 # Names that are likely to be nearly right: pieces that matter, and any character at all.
 PIECES = st.sampled_from(
     [
@@ -285,6 +287,7 @@ NAMES = st.one_of(
 )
 
 
+@BOUNDED
 @given(NAMES)
 @example("a/" * 511 + "aa")
 def test_every_safe_path_stays_below_the_root_it_is_joined_to(name: str) -> None:
@@ -301,6 +304,7 @@ def test_every_safe_path_stays_below_the_root_it_is_joined_to(name: str) -> None
     assert not path.casefold().startswith(".checkpoint/")
 
 
+@BOUNDED
 @given(st.lists(st.text(st.sampled_from("aAbBé/"), min_size=1, max_size=6), max_size=8))
 def test_what_does_not_collide_can_be_laid_out_where_case_does_not_count(names: list[str]) -> None:
     seen = NameSet()

@@ -116,6 +116,8 @@ def masked(text: str) -> str:
     return text.strip()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_sessions_print_what_the_readme_shows(desk: tuple[Path, dict[str, str]]) -> None:
     directory, environment = desk
     steps = sessions()

@@ -207,9 +207,9 @@ def test_leaving_the_block_waits_for_running_tasks_after_an_error() -> None:
     def long() -> None:
         try:
             until_cancelled(scheduler)
-        except Cancelled:
+        finally:
+            threading.Event().wait(0.5)  # time for a caller that does not wait to be found out
             ended.set()
-            raise
 
     with pytest.raises(Boom), Scheduler(2) as scheduler:
         scheduler.submit(long)

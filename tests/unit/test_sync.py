@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import os
 import random
 import subprocess
@@ -924,6 +925,11 @@ def _traced(store: CountingStore, dst: Path) -> tuple[FaultyFs, dict[str, Mappin
     return fs, {first.id: FILES_A, second.id: FILES_B}
 
 
+@functools.cache
+def _id_of(manifest: bytes) -> str:
+    return Manifest.decode(manifest).id
+
+
 def _is_sound(state: CrashState, versions: Mapping[str, Mapping[str, bytes]]) -> str | bool:
     """True for nothing, the id of a whole version, False for anything else.
 
@@ -934,7 +940,7 @@ def _is_sound(state: CrashState, versions: Mapping[str, Mapping[str, bytes]]) ->
         data = state.read(name)
         if data is not None:
             try:
-                known.update(versions[Manifest.decode(data).id].items())
+                known.update(versions[_id_of(data)].items())
             except StagingError:
                 return False
     for path in {path for files in versions.values() for path in files}:
@@ -948,6 +954,9 @@ def _is_sound(state: CrashState, versions: Mapping[str, Mapping[str, bytes]]) ->
         marker = Marker.decode(data)
     except StagingError:
         return False
+    manifest = state.read(MANIFEST_NAME)
+    if manifest is None or _id_of(manifest) != marker.id:
+        return False
     files = versions[marker.id]
     return marker.id if all(state.read(path) == data for path, data in files.items()) else False
 
@@ -956,7 +965,7 @@ def test_a_power_loss_behind_any_change_leaves_nothing_or_a_version(
     store: CountingStore, dst: Path
 ) -> None:
     fs, versions = _traced(store, dst)
-    seen = {_is_sound(state, versions) for state in crash_states(fs.trace, random.Random(1), 30)}
+    seen = {_is_sound(state, versions) for state in crash_states(fs.trace, random.Random(1), 60)}
     assert seen == {True, *versions}
 
 
@@ -975,7 +984,7 @@ def test_the_power_loss_model_notices_when_fsyncs_are_left_out(
     fs, versions = _traced(store, dst)
     trace = [op for op in fs.trace if op.kind != kind]
     assert False in {
-        _is_sound(state, versions) for state in crash_states(trace, random.Random(1), 30)
+        _is_sound(state, versions) for state in crash_states(trace, random.Random(1), 60)
     }
 
 
@@ -991,7 +1000,7 @@ def test_the_marker_s_removal_is_durable_before_anything_moves(
     )
     trace = fs.trace[:synced] + fs.trace[synced + 1 :]
     assert False in {
-        _is_sound(state, versions) for state in crash_states(trace, random.Random(1), 30)
+        _is_sound(state, versions) for state in crash_states(trace, random.Random(1), 60)
     }
 
 

@@ -219,6 +219,27 @@ def test_a_foreign_object_under_a_key_of_ours_is_never_overwritten(
     assert LOCATION.manifest_key not in s3.bucket(BUCKET)
 
 
+@pytest.mark.parametrize("quirk", [None, Quirk.IGNORES_CHECKSUMS, Quirk.ECHOES_CHECKSUMS])
+@pytest.mark.parametrize("equal", [True, False])
+def test_an_object_in_the_way_is_settled_by_what_the_store_can_prove(
+    tar: Path, quirk: Quirk | None, equal: bool
+) -> None:
+    quirks = [] if quirk is None else [quirk]
+    data = FILES["model.safetensors"] if equal else weights(1000, 2)
+    assert len(data) == len(FILES["model.safetensors"])
+    with ScriptedS3(buckets=[BUCKET], quirks=quirks) as s3, s3_store(s3, BUCKET) as store:
+        s3.bucket(BUCKET).put(LOCATION.prefix + "model.safetensors", data)
+        if equal:
+            publish(tar, store, allow_existing=True)
+            check_published(s3, FILES)
+        else:
+            with pytest.raises(Conflict, match="another object"):
+                publish(tar, store, allow_existing=True)
+        # Only where no checksum is proven are bytes read to compare.
+        ranged = [r for r in s3.requests.of("GetObject") if "range" in r.headers]
+        assert bool(ranged) == (quirk is not None)
+
+
 def test_markers_and_folder_objects_are_not_foreign(
     s3: ScriptedS3, store: S3Store, tar: Path
 ) -> None:
