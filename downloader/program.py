@@ -56,14 +56,14 @@ def download(
     concurrency: int | None,
     memory: int,
 ) -> None:
-    r"""Bring published checkpoints from S3 to local directories, proven byte by byte.
+    """Bring published checkpoints from S3 to local directories, proven byte by byte.
 
     SRC is s3://BUCKET/PREFIX/, DST a directory; without them MODEL_URI and MODEL_DIR are used. Does
     nothing when the version is there already, and fetches only what differs otherwise.
 
     \b
     model-downloader s3://bucket/checkpoints/laguna-xs/ /models/laguna-xs
-    """
+    """  # noqa: D301 - click reads this backspace
     orders = read_orders(pairs or environment_pair(os.environ), expect_id)
     results = []
     for order in orders:

@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
 from staging.cli.options import CONTEXT, DISTRIBUTION
 from staging.cli.program import run
+from staging.vocabulary.errors import UsageError
+
+_COMMANDS: Final = ("check", "upload", "show", "verify", "ls")
+"""In the order of the job; each is a function in a module of its own name beside this one."""
 
 
-@click.group(context_settings=CONTEXT, no_args_is_help=False)
+class _Commands(click.Group):
+    """Loads a command when it is asked for, so that none pays for what another needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command. Raises UsageError when the distribution's extra is not installed."""
+        if cmd_name not in _COMMANDS:
+            return None
+        try:
+            module = importlib.import_module(f"staging.cli.{cmd_name}")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != "awscrt":
+                raise
+            raise UsageError(
+                "`staging` was installed without what it needs",
+                reference="extra-missing",
+                hint=f"pip install '{DISTRIBUTION}[stage]', or '.[stage]' in a checkout",
+            ) from error
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings=CONTEXT, no_args_is_help=False)
 @click.version_option(package_name=DISTRIBUTION, prog_name="staging")
 def staging() -> None:
-    r"""Publish model checkpoints to S3, and check what is published.
+    """Publish model checkpoints to S3, and check what is published.
 
     \b
     staging check model.tar                       would it serve?
     staging upload model.tar s3://bucket/prefix/  publish it
     staging verify s3://bucket/prefix/            is it still what was published?
-    """
+    """  # noqa: D301 - click reads this backspace
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program and exit."""
-    from staging.cli.check import check
-    from staging.cli.ls import ls
-    from staging.cli.show import show
-    from staging.cli.upload import upload
-    from staging.cli.verify import verify
-
-    for command in (check, upload, show, verify, ls):
-        staging.add_command(command)
     sys.exit(run(staging, arguments, name="staging"))

@@ -38,18 +38,27 @@ class _Signalled(BaseException):
 
 def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -> int:
     """Run a click command and return the exit code. The one handler of errors of a program."""
-    handle_signals()
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
-        command.main(given, prog_name=name, standalone_mode=False)
-    except StagingError as error:
-        _tell(error, as_json=as_json)
-        return error.code
+        handle_signals()
+        return _run(command, given, name=name, as_json=as_json)
     except _Signalled as signalled:
         interrupted = _interruption(signalled.number)
         _tell(interrupted, as_json=as_json)
         return interrupted.code
+    except BrokenPipeError:
+        # Whoever read our results has gone; the interpreter must not fail again while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(command: click.Command, given: Sequence[str], *, name: str, as_json: bool) -> int:
+    try:
+        command.main(list(given), prog_name=name, standalone_mode=False)
+    except StagingError as error:
+        _tell(error, as_json=as_json)
+        return error.code
     except click.exceptions.Exit as error:
         return int(error.exit_code)
     except click.ClickException as error:
@@ -57,10 +66,8 @@ def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -
         return error.exit_code
     except click.Abort:
         return 130
-    except BrokenPipeError:
-        # Whoever read our results has gone; the interpreter must not fail again while flushing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:  # no defect
+        raise
     except Exception as error:
         unexpected = StagingError(
             f"unexpected {type(error).__name__}: {error}",

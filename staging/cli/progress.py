@@ -106,10 +106,15 @@ class _Lines:
         seconds = max(time.monotonic() - self._since, 1e-3)
         rate = self._done / seconds
         total = self._phase.total_bytes
+        if total is None and not self._done:
+            return f"{self._phase.phase}: {self._files} of {self._phase.total_files} files"
         text = f"{self._phase.phase}: {quantity.size(self._done)}"
         if total:
             text += f" of {quantity.size(total)} ({100 * self._done / total:.0f} %)"
-        text += f", {self._files} files, {rate / 1e9:.2f} GB/s"
+        if self._files:
+            text += f", {self._files} files"
+        if self._done:
+            text += f", {rate / 1e9:.2f} GB/s"
         if total and 0 < self._done < total:
             text += f", about {quantity.duration((total - self._done) / rate)} left"
         return text

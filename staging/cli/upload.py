@@ -71,7 +71,7 @@ def upload(
     concurrency: int | None,
     memory: int,
 ) -> None:
-    r"""Publish the checkpoint in the tar SOURCE (a file, or - for a pipe) under an S3 prefix.
+    """Publish the checkpoint in the tar SOURCE (a file, or - for a pipe) under an S3 prefix.
 
     The archive's one top-level directory is removed from the names. Prints the prefix and the
     checkpoint's id. The same content again is no error; other content under a published prefix is.
@@ -79,7 +79,7 @@ def upload(
     \b
     staging upload laguna_xs.tar s3://bucket/checkpoints/laguna-xs/
     curl -fsS "$URL" | staging upload - s3://bucket/checkpoints/laguna-xs/
-    """
+    """  # noqa: D301 - click reads this backspace
     location = S3Location.parse(target)
     options = UploadOptions(
         memory=memory,
@@ -194,7 +194,7 @@ def _show_result(common: Common, result: UploadResult) -> None:
     for finding in result.findings:
         click.echo(f"warning: {finding.message}", err=True)
     for what in unproven:
-        click.echo(f"warning: {what}: not proven, this store does not enforce it", err=True)
+        click.echo(f"warning: {what}: not proven by this store", err=True)
     for leftover in result.leftovers:
         click.echo(f"left behind, safe to delete: {leftover}", err=True)
     verb = "already published" if result.already_published else "published"

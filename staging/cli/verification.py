@@ -89,12 +89,19 @@ def conclude(common: Common, target: str, manifest: Manifest, outcome: Verificat
         reference="not-provable" if only_unproven else "verify-differs",
         hint="--level digest reads every byte and proves it on any store"
         if only_unproven
-        else "publish the checkpoint again under a new prefix, or run `model-downloader` again on a"
-        " directory",
+        else _mend(target),
         side="local" if not target.startswith("s3://") else "store",
     )
     error.document = _document(target, manifest, outcome)
     raise error
+
+
+def _mend(target: str) -> str:
+    if target.startswith("s3://"):
+        return "publish the checkpoint again under a new prefix"
+    return (
+        "delete the files that differ and run `model-downloader` again: it fetches what is missing"
+    )
 
 
 def _document(target: str, manifest: Manifest, outcome: Verification) -> dict[str, object]:

@@ -18,8 +18,8 @@ An unknown outcome (a create or Complete whose answer was lost) is not settled h
 store may answer AlreadyExists for an object that this very caller made, or NotFound for an upload that
 was completed. Callers settle it by size, checksum and their own record, never by existence (I8).
 
-Not guaranteed, unless `Capabilities` say it was proven: that conditions are honoured and that
-checksums are checked on arrival. An echo proves nothing.
+Not guaranteed: that conditions are honoured and checksums checked on arrival. AWS does both; an upload
+finds out from its own requests what a store does (`staging.upload.target`), for an echo proves nothing.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def sync(
     if options.expect_id is None and _present(directory, manifest.id, fs, report) is not None:
         return _already_present(manifest)
     sizing = choose(
-        max(file.size for file in manifest.files),
+        0,  # ranges may be of any size and number, whatever the file's
         memory=options.memory,
         cores=options.cores,
         part_size=options.part_size,

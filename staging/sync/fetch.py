@@ -22,7 +22,7 @@ from staging.directory.partial import PartialFile
 from staging.directory.tree import Tree
 from staging.store.store import Changed, ObjectInfo, Store
 from staging.sync.plan import Fetch
-from staging.transfer.buffers import Buffers
+from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
 from staging.transfer.scheduler import Scheduler
 from staging.transfer.sizing import Sizing
@@ -107,7 +107,7 @@ class Fetching:
         files: list[_File] = []
         try:
             with Scheduler(self._sizing.concurrency, name="download") as scheduler:
-                buffers = Buffers(self._sizing.concurrency, self._sizing.part_size)
+                budget = Budget(self._sizing.concurrency * self._sizing.part_size)
                 for action in actions:
                     parts = list(parts_of(action, self._sizing.part_size))
                     file = _File(
@@ -121,7 +121,7 @@ class Fetching:
                         scheduler.submit(partial(self._complete, file))
                     for part in parts:
                         etag = etags[action.file.path]
-                        scheduler.submit(partial(self._fetch, file, part, etag, buffers, scheduler))
+                        scheduler.submit(partial(self._fetch, file, part, etag, budget, scheduler))
                 scheduler.finish()
         finally:
             for file in files:
@@ -155,13 +155,13 @@ class Fetching:
         return etags
 
     def _fetch(
-        self, file: _File, part: Part, etag: str, buffers: Buffers, scheduler: Scheduler
+        self, file: _File, part: Part, etag: str, budget: Budget, scheduler: Scheduler
     ) -> None:
         entry = file.entry
         offset, length = part.span(entry.size)
-        buffer = buffers.acquire(scheduler.cancelled)
+        buffer = budget.acquire(length, scheduler.cancelled)
         try:
-            with memoryview(buffer) as whole, whole[:length] as view:
+            with memoryview(buffer) as view:
                 self._read(file, offset, view, etag, scheduler)
                 for index in range(part.first, part.first + part.count):
                     start, size = chunk_span(entry.size, index)
@@ -170,7 +170,7 @@ class Fetching:
                 scheduler.cancelled.check()
                 file.write(offset, view)
         finally:
-            buffers.release(buffer)
+            budget.release(buffer)
         self._report(Moved(length))
         if file.part_done():
             self._complete(file)

@@ -19,7 +19,7 @@ from staging.directory.names import parents, partial_directory
 from staging.directory.partial import settle
 from staging.directory.tree import Tree
 from staging.sync.plan import Fetch, LocalState, PartialState, is_loaded_weight, plan, undecided
-from staging.transfer.buffers import Buffers
+from staging.transfer.budget import Budget
 from staging.transfer.scheduler import Scheduler
 from staging.vocabulary.digest import (
     CHUNK_SIZE,
@@ -179,22 +179,22 @@ def hash_chunks(
         for number, hashing in enumerate(hashings):
             scheduler.submit(partial(look, number, hashing))
         scheduler.finish()
-    buffers = Buffers(threads, CHUNK_SIZE)
+    budget = Budget(threads * CHUNK_SIZE)
     with Scheduler(threads, name="check") as scheduler:
         cancelled = scheduler.cancelled
 
         def hash_chunk(hashing: Hashing, index: int) -> None:
             offset, length = chunk_span(hashing.size, index)
-            buffer = buffers.acquire(cancelled)
+            buffer = budget.acquire(length, cancelled)
             try:
-                with memoryview(buffer) as whole, whole[:length] as view:
+                with memoryview(buffer) as view:
                     with tree.open_member(hashing.path) as member:
                         if member.size != hashing.size:
                             raise changed_locally(hashing.path)
                         member.read_into(offset, view)
                     hashing.chunks[index] = hashing.family.hash(view)
             finally:
-                buffers.release(buffer)
+                budget.release(buffer)
             report(Moved(length))
 
         for number, hashing in enumerate(hashings):

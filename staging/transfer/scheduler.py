@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-GRACE: Final = 10.0
+GRACE: Final = 5.0
 """Seconds that running tasks get to end after an error or an interruption."""
 
 _POLL: Final = 0.2  # seconds; bounds how long a signal waits for the main thread
@@ -66,19 +65,24 @@ class Scheduler:
         self._tasks: queue.Queue[Callable[[], None] | None] = queue.Queue(concurrency)
         self._error: BaseException | None = None
         self._finished = False
-        self._lock = threading.Lock()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True)
-            for number in range(concurrency)
-        ]
+        self._concurrency = concurrency
+        self._name = name
+        # Threads are counted and not joined: on Python 3.11 and 3.12 a signal handler that raises during
+        # `Thread.join` makes a running thread look ended, and its work would go on behind our back.
+        self._running = 0
+        self._changed = threading.Condition()
 
     def __enter__(self) -> Self:
-        try:
-            for thread in self._threads:
+        for number in range(self._concurrency):
+            thread = threading.Thread(target=self._run, name=f"{self._name}-{number}", daemon=True)
+            with self._changed:
+                self._running += 1
+            try:
                 thread.start()
-        except RuntimeError:  # no more threads are to be had: those that run end by themselves
-            self.cancelled.set()
-            raise
+            except RuntimeError:  # no more threads are to be had: those that run end by themselves
+                self._ended()
+                self.cancelled.set()
+                raise
         return self
 
     def __exit__(
@@ -120,18 +124,16 @@ class Scheduler:
     def finish(self) -> None:
         """Wait for all tasks. Raises the first error. No task can be submitted afterwards."""
         self._finished = True
-        for _ in self._threads:
+        for _ in range(self._concurrency):
             self._put_last()
-        while any(thread.is_alive() for thread in self._threads):
-            self.raise_error()
-            for thread in self._threads:
-                thread.join(_POLL)
-                if thread.is_alive():
-                    break
+        with self._changed:
+            while self._running:
+                self.raise_error()
+                self._changed.wait(_POLL)
         self.raise_error()
 
     def _put_last(self) -> None:
-        while any(thread.is_alive() for thread in self._threads):
+        while self._running:
             self.raise_error()
             try:
                 self._tasks.put(None, timeout=_POLL)
@@ -149,9 +151,14 @@ class Scheduler:
 
     def _give_up(self) -> None:
         self.cancelled.set()
-        deadline = time.monotonic() + GRACE
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            self._changed.wait_for(lambda: not self._running, GRACE)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            self._ended()
 
     def _work(self) -> None:
         while not self.cancelled:
@@ -168,8 +175,13 @@ class Scheduler:
                 return
             self._tasks.task_done()
 
+    def _ended(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
     def _fail(self, error: BaseException) -> None:
-        with self._lock:
+        with self._changed:
             # A task that was told to stop and does so has not failed.
             told_to_stop = isinstance(error, Cancelled) and bool(self.cancelled)
             if self._error is None and not told_to_stop:

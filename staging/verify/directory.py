@@ -65,10 +65,10 @@ def verify_directory(
     read_bytes = 0
     if level is Level.DIGEST:
         report(Started("verify digest", sum(file.size for file in present), len(present)))
-        sizing = choose(0, memory=memory, cores=cores, concurrency=cores)
-        budget = Budget(sizing.concurrency * CHUNK_SIZE)
+        threads = min(cores, choose(0, memory=memory, cores=cores).concurrency)
+        budget = Budget(threads * CHUNK_SIZE)
         for file in present:
-            problems.extend(_compare(local, manifest, file, sizing.concurrency, budget, report))
+            problems.extend(_compare(local, manifest, file, threads, budget, report))
             read_bytes += file.size
     ordered = sorted(problems, key=lambda problem: problem.path)
     return Verification(level, len(manifest.files), read_bytes, tuple(ordered))

@@ -72,7 +72,8 @@ class Manifest:
     """A checkpoint's content and what was recorded about its making.
 
     `layout`, `source` and `annotations` are open records that readers may ignore; `created` is a UTC
-    time in RFC 3339 form. None of them takes part in the id.
+    time in RFC 3339 form. None of them takes part in the `id`, which is `sha256:<hex>` of the
+    canonical content: the checkpoint's name everywhere.
     """
 
     hash: HashFamily
@@ -82,6 +83,7 @@ class Manifest:
     created: str = ""
     tool: str = ""
     annotations: Mapping[str, Any] = field(default_factory=dict)
+    id: str = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -98,6 +100,8 @@ class Manifest:
             if file.digest != file_digest(self.hash, file.size, file.chunks):
                 raise ValueError(f"the chunk digests of {file.path!r} do not make its digest")
             _check_checksums(file)
+        canonical = rfc8785.dumps(self.content)
+        object.__setattr__(self, "id", f"sha256:{hashlib.sha256(canonical).hexdigest()}")
 
     @classmethod
     def of(cls, family: HashFamily, files: Iterable[ManifestFile], **about: Any) -> Manifest:
@@ -115,11 +119,6 @@ class Manifest:
                 for file in self.files
             ],
         }
-
-    @property
-    def id(self) -> str:
-        """`sha256:<hex>` of the canonical content: the checkpoint's name everywhere."""
-        return "sha256:" + hashlib.sha256(rfc8785.dumps(self.content)).hexdigest()
 
     @property
     def total_size(self) -> int:

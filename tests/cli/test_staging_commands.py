@@ -357,7 +357,8 @@ def test_on_a_terminal_there_is_one_bar(programs: Programs) -> None:
 
 
 def test_a_reader_who_has_gone_is_no_traceback(programs: Programs, published: str) -> None:
-    for arguments in (["show", URI], ["show", URI, "--json"], ["upload", "--help"]):
+    absent = f"s3://{BUCKET}/nothing/"
+    for arguments in (["show", URI], ["show", absent, "--json"], ["upload", "--help"]):
         read, write = os.pipe()
         os.close(read)
         process = subprocess.run(

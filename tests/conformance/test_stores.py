@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterator
 
 import pytest
+
 from staging.store.memory import MemoryStore
 from staging.store.s3 import S3Store
-
 from staging.store.store import AlreadyExists, Changed, Store
 from staging.vocabulary import crc64
 from staging.vocabulary.errors import (

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -247,11 +250,11 @@ def test_a_task_that_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch
         wait(gate)
 
     try:
-        with pytest.raises(Boom), Scheduler(1) as scheduler:
+        with pytest.raises(Boom), Scheduler(1, name="stuck") as scheduler:
             scheduler.submit(blocked)
             wait(stuck)
             raise Boom
-        (thread,) = scheduler._threads
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "stuck-0")
         assert thread.is_alive()
         assert thread.daemon
     finally:
@@ -361,3 +364,27 @@ def test_cancellation_ends_a_sleep() -> None:
     cancelled.set()
     thread.join(PATIENCE)
     assert woken == ["woken"]
+
+
+def test_a_signal_while_waiting_does_not_lose_sight_of_running_tasks() -> None:
+    """On Python 3.11 and 3.12 such a signal makes `Thread.join` take a running thread for ended."""
+    done = threading.Event()
+
+    def interrupted(number: int, frame: object) -> None:
+        raise Boom
+
+    def work(scheduler: Scheduler) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while not scheduler.cancelled:  # set when the waiting thread was interrupted and gives up
+            time.sleep(0.01)
+        time.sleep(0.1)
+        done.set()
+
+    before = signal.signal(signal.SIGUSR1, interrupted)
+    try:
+        with pytest.raises(Boom), Scheduler(1) as scheduler:
+            scheduler.submit(partial(work, scheduler))
+            scheduler.finish()
+        assert done.is_set()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
