@@ -38,8 +38,8 @@ def read_manifest(store: Store, location: S3Location, *, expect_id: str | None =
     """Read the manifest of a published checkpoint.
 
     Raises NotFound with the reason when there is none (`bucket`, `prefix-empty`, `prefix-holds-tar`,
-    `prefix-nested`, `upload-unfinished`, `not-published`), MalformedInput when it is not valid, and
-    IntegrityError when its id is not `expect_id`.
+    `prefix-nested`, `prefix-is-object`, `upload-unfinished`, `not-published`), MalformedInput when it
+    is not valid, and IntegrityError when its id is not `expect_id`.
     """
     try:
         data, _ = store.read(location.manifest_key, limit=MAX_MANIFEST_BYTES)
@@ -131,6 +131,13 @@ def explain_absence(store: Store, location: S3Location) -> NotFound:
             if len(inner) == 1 and _can_be_named(inner[0])
             else "point to the prefix that holds the manifest; `staging ls` finds it",
         )
+    if _is_object(store, location):
+        return _not_found(
+            location,
+            "prefix-is-object",
+            "this is an object, not a prefix",
+            f"give the prefix of a published checkpoint; `staging ls s3://{location.bucket}/` lists them",
+        )
     nearest = _nearest(store, location)
     return _not_found(
         location,
@@ -140,6 +147,16 @@ def explain_absence(store: Store, location: S3Location) -> NotFound:
         if nearest is not None
         else f"check the spelling; `staging ls s3://{location.bucket}/` lists what is published",
     )
+
+
+def _is_object(store: Store, location: S3Location) -> bool:
+    if not location.prefix:
+        return False
+    try:
+        store.head(location.prefix.removesuffix("/"))
+    except (NotFound, AccessDenied):
+        return False
+    return True
 
 
 def _nearest(store: Store, location: S3Location) -> S3Location | None:

@@ -117,6 +117,28 @@ def _answer(
         return AccessDenied(
             what, reference="credentials", hint=_CREDENTIAL_CODES[code], side="store"
         )
+    if code == "InvalidObjectState":
+        return AccessDenied(
+            what,
+            reference="archived",
+            hint="the object is in an archive tier: restore it, and keep checkpoints in a tier that"
+            " can be read at once",
+            side="store",
+        )
+    if code.startswith("KMS."):
+        return AccessDenied(
+            what,
+            reference="denied",
+            hint="the bucket's KMS key cannot be used: see that it is enabled and that the role may use it",
+            side="store",
+        )
+    if code == "400" and error.operation == "HeadObject":
+        return AccessDenied(
+            f"{what} (S3 gives no reason to a HEAD)",
+            reference="credentials",
+            hint="most often the credentials have expired: get new ones and run again",
+            side="store",
+        )
     if code in _CHECKSUM_CODES:
         return IntegrityError(
             what,

@@ -107,6 +107,8 @@ class S3Location:
 def _why_not_usable(prefix: str) -> str | None:
     if "?" in prefix:  # of a presigned URL, most likely: it would be repeated in every message
         return "it has a query"
+    if any(name.casefold() == CONTROL_DIRECTORY for name in prefix.split("/")):
+        return f"it is inside a {CONTROL_DIRECTORY}/"
     if len(f"{prefix}/{MANIFEST_NAME}".encode("utf-8", "replace")) > MAX_PATH_BYTES:
         return f"the manifest's key would be longer than {MAX_PATH_BYTES} bytes"
     return why_unsafe(prefix)

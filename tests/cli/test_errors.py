@@ -152,6 +152,11 @@ def root_of_the_bucket(scene: Scene) -> Command:
     return staging("upload", scene.tar(), f"s3://{BUCKET}/")
 
 
+@case(2, "uri", hint="path")
+def url_as_the_destination(scene: Scene) -> Command:
+    return download(URI, f"s3://{BUCKET}/node/")
+
+
 @case(2, "directory-bucket")
 def directory_bucket(scene: Scene) -> Command:
     return download("s3://models--use1-az4--x-s3/laguna-xs/", "node")

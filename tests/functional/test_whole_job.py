@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tarfile  # noqa: TID251 - packs where there is no GNU tar
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,17 +75,28 @@ def pack_command(dialect: Dialect, directory: Path, top: str) -> list[str] | Non
     return [tar, f"--format={dialect}", "-c", "-C", str(directory), top]
 
 
+def pack_into(dialect: Dialect, directory: Path, descriptor: int) -> None:
+    """Pack a directory with the standard library, into a descriptor that is closed afterwards."""
+    formats = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
+    with (
+        os.fdopen(descriptor, "wb") as out,
+        tarfile.open(fileobj=out, mode="w|", format=formats[dialect]) as archive,
+    ):
+        archive.add(directory, arcname=directory.name)
+
+
 @contextmanager
 def packed(dialect: Dialect, directory: Path, top: str) -> Iterator[IO[bytes]]:
     """The archive of a directory as it is being packed: a real pipe."""
     command = pack_command(dialect, directory, top)
-    if command is None:  # the same through a pipe of the standard library's making
-        with (directory / f"{top}.{dialect}.tar").open("w+b") as stream:
-            formats = {"gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
-            with tarfile.open(fileobj=stream, mode="w|", format=formats[dialect]) as archive:
-                archive.add(directory / top, arcname=top)
-            stream.seek(0)
+    if command is None:
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as stream:
+            arguments = (dialect, directory / top, writer)
+            thread = threading.Thread(target=pack_into, args=arguments, name="tar")
+            thread.start()
             yield stream
+        thread.join()
         return
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -40,8 +40,8 @@ def shared() -> Iterator[SharedS3]:
 def server(shared: SharedS3) -> Iterator[ScriptedS3]:
     shared.reset()
     yield shared.server
-    assert {request.method for request in shared.server.requests} == {"GET"}
-    assert set(shared.server.requests.operations()) <= {"GetObject", "ListObjectsV2"}
+    assert {request.method for request in shared.server.requests} <= {"GET", "HEAD"}
+    assert set(shared.server.requests.operations()) <= {"GetObject", "HeadObject", "ListObjectsV2"}
 
 
 @pytest.fixture
@@ -123,7 +123,6 @@ def test_an_empty_prefix_with_the_one_that_was_meant(
         ["checkpoints/laguna-xs/"],  # the placeholder of a folder: nothing, and not what was meant
         ["checkpoints/laguna-xs/.checkpoint-complete"],
         ["checkpoints/laguna-xs\n/config.json"],  # cannot be typed
-        ["checkpoints/laguna-xs"],  # an object, not a prefix
     ],
 )
 def test_an_empty_prefix_with_nothing_near(
@@ -186,6 +185,14 @@ def test_a_strangers_archive_name_is_harmless(
     error = refusal(store)
     assert error.reference == "prefix-holds-tar"
     assert f"staging upload {shown} s3://" in str(error.hint)
+
+
+@pytest.mark.parametrize("uri", ["s3://models/in/laguna.tar", "s3://models/in/laguna.tar/"])
+def test_an_object_where_a_prefix_is_expected(server: ScriptedS3, store: S3Store, uri: str) -> None:
+    fill(server, "in/laguna.tar")
+    error = refusal(store, S3Location.parse(uri))
+    assert error.reference == "prefix-is-object"
+    assert "staging ls" in (error.hint or "")
 
 
 def test_a_nested_prefix(server: ScriptedS3, store: S3Store) -> None:
