@@ -38,6 +38,7 @@ class _Signalled(BaseException):
 
 def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -> int:
     """Run a click command and return the exit code. The one handler of errors of a program."""
+    _fill_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in given
     try:
@@ -78,6 +79,22 @@ def _run(command: click.Command, given: Sequence[str], *, name: str, as_json: bo
         _tell(unexpected, as_json=as_json)
         return unexpected.code
     return 0
+
+
+def _fill_standard_streams() -> None:
+    """Replace standard streams that were closed by ones that lead nowhere.
+
+    Otherwise the next file that is opened takes the descriptor, and messages end up in it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free: this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for good
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - for good
 
 
 def handle_signals() -> None:
