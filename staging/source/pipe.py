@@ -70,6 +70,7 @@ class Pipe:
                 raise StagingError(
                     f"cannot read the pipe at byte {self._at + done}: {error.strerror}",
                     reference="source-io",
+                    hint="look at the command before the pipe, then run again",
                     side="source",
                 ) from error
             if not count:

@@ -36,7 +36,10 @@ class TarFile:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise NotFound(
-                f"there is no file {str(path)!r}", reference="source", side="source"
+                f"there is no file {str(path)!r}",
+                reference="source",
+                hint="check the path",
+                side="source",
             ) from error
         except OSError as error:
             raise _failed(path, error) from error

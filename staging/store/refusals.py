@@ -55,6 +55,9 @@ _DENIED_HINTS: Final = {
     "delete": "the role needs s3:DeleteObject",
     "list-uploads": "the role needs s3:ListBucketMultipartUploads",
 }
+_REQUEST_HINT: Final = (
+    "the store understood the request otherwise: check --endpoint-url and that it speaks S3"
+)
 _KINDS: Final = {
     "HeadObject": "read",
     "GetObject": "read",
@@ -87,7 +90,7 @@ def translate(error: WireError, bucket: str, key: str | None) -> StagingError:
             side="store",
         )
     if error.cause == "configuration":
-        return StagingError(what, reference="request", side="store")
+        return StagingError(what, reference="request", hint=_REQUEST_HINT, side="store")
     return _answer(error, bucket, key, place, what, kind)
 
 
@@ -191,4 +194,4 @@ def _by_status(error: WireError, key: str | None, place: str, what: str, kind: s
             hint="the bucket is in another region: give --region",
             side="store",
         )
-    return StagingError(what, reference="request", side="store")
+    return StagingError(what, reference="request", hint=_REQUEST_HINT, side="store")

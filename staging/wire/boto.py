@@ -31,6 +31,7 @@ _DEFAULT_REGION: Final = "us-east-1"  # where S3 tells a bucket's real region fr
 _SECRET: Final = re.compile(
     r"(?i)(x-amz-(?:signature|credential|security-token)|signature|awsaccesskeyid|token)=[^&\s]+"
 )
+_USER: Final = re.compile(r"://[^/\s@]+@")  # in an endpoint's URL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,4 +185,4 @@ def _skew(date: str | None) -> float | None:
 def _clean(text: str) -> str:
     """One printable line without secrets: a store's message is a stranger's text (I13)."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return _SECRET.sub(r"\1=...", line)[:300]
+    return _USER.sub("://...@", _SECRET.sub(r"\1=...", line))[:300]

@@ -258,12 +258,8 @@ def test_deleting_one_version(store: Store, server: str) -> None:
     store.delete("m/a", etag="0" * 32)
 
 
-def test_a_missing_bucket_is_not_a_missing_object(
-    server: str, request: pytest.FixtureRequest
-) -> None:
-    if server == "memory":
-        pytest.skip("a bucket in memory is always there")
-    store = request.getfixturevalue("store")
+@pytest.mark.parametrize("server", ["scripted", "moto", "rclone"], indirect=True)
+def test_a_missing_bucket_is_not_a_missing_object(store: S3Store) -> None:
     elsewhere = S3Store(store._wire, "no-such-bucket-here")
     with pytest.raises(NotFound) as caught:
         elsewhere.read("m/a", limit=10)
