@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,6 +13,8 @@ INDEX_NAME: Final = "model.safetensors.index.json"
 """Names the shards of a checkpoint, in its root."""
 
 _PICKLED_OR_FOREIGN: Final = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
+
+_LOADED_FROM_THE_ROOT: Final = ("*.safetensors", "*.safetensors.index.json", "consolidated*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,13 @@ def is_other_weights(path: str) -> bool:
 def is_config(path: str) -> bool:
     """True for a model's configuration: Hugging Face's, the vendor's own, or Mistral's."""
     return path.rpartition("/")[2] in ("config.json", "config.yaml", "params.json")
+
+
+def is_loaded_weight(path: str) -> bool:
+    """True when a server loads a file of this name from the root, whether or not an index names it."""
+    return "/" not in path and any(
+        fnmatch.fnmatchcase(path, pattern) for pattern in _LOADED_FROM_THE_ROOT
+    )
 
 
 def is_leftover(path: str) -> bool:

@@ -23,6 +23,7 @@ from staging.directory.fs import Fs
 from staging.directory.local import LocalDirectory
 from staging.directory.names import PARTIAL_DIRECTORY, partial_directory
 from staging.directory.publish import Publication, publish
+from staging.layout.inventory import is_loaded_weight
 from staging.published import read_manifest
 from staging.store.store import Store
 from staging.sync.fetch import Fetching, missing_bytes
@@ -36,7 +37,6 @@ from staging.sync.plan import (
     Refuse,
     Remove,
     emptied_directories,
-    is_loaded_weight,
     plan,
 )
 from staging.transfer.sizing import choose

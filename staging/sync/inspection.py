@@ -18,7 +18,8 @@ from staging.directory.marker import Marker
 from staging.directory.names import parents, partial_directory
 from staging.directory.partial import settle
 from staging.directory.tree import Tree
-from staging.sync.plan import Fetch, LocalState, PartialState, is_loaded_weight, plan, undecided
+from staging.layout.inventory import is_loaded_weight
+from staging.sync.plan import Fetch, LocalState, PartialState, plan, undecided
 from staging.transfer.budget import Budget
 from staging.transfer.scheduler import Scheduler
 from staging.vocabulary.digest import (

@@ -13,20 +13,16 @@ nothing but `Keep` and `Leave`; a plan with a `Refuse` is not to be carried out 
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from staging.directory.entry import Entry, Kind, Stamp
 from staging.directory.marker import Marker
 from staging.directory.names import parents
+from staging.layout.inventory import is_loaded_weight
 from staging.vocabulary.digest import Digest, HashFamily, chunk_count
 from staging.vocabulary.manifest import Manifest, ManifestFile
 from staging.vocabulary.paths import SafePath
-
-_WEIGHTS: Final = ("*.safetensors", "*.safetensors.index.json", "consolidated*")
-"""What an inference server loads from the root of a directory, whether or not an index names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +97,6 @@ class Refuse:
 
 
 Action = Keep | Fetch | Remove | Leave | Refuse
-
-
-def is_loaded_weight(name: str) -> bool:
-    """True when a server would load a file of this name from the root of a checkpoint."""
-    return "/" not in name and any(fnmatch.fnmatchcase(name, pattern) for pattern in _WEIGHTS)
 
 
 def undecided(manifest: Manifest, state: LocalState) -> dict[SafePath, frozenset[HashFamily]]:

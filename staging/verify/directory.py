@@ -12,7 +12,7 @@ import threading
 from staging.directory.entry import Kind
 from staging.directory.local import LocalDirectory
 from staging.directory.tree import Member
-from staging.sync.plan import is_loaded_weight
+from staging.layout.inventory import is_loaded_weight
 from staging.transfer.budget import Budget
 from staging.transfer.scheduler import Scheduler
 from staging.transfer.sizing import choose
