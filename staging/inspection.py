@@ -16,11 +16,12 @@ from staging.formats.safetensors import (
     read_header,
 )
 from staging.layout.inventory import Inventory, is_safetensors
-from staging.source.source import SourceFile
+from staging.source.source import Source, SourceFile
 from staging.transfer.scheduler import Scheduler
 from staging.vocabulary.read_at import ReadAt
 
 _CONCURRENCY = 8
+_BLOCK = 1024 * 1024  # bytes read at once from a source that is only looked at
 
 
 class Passing:
@@ -46,6 +47,21 @@ class Passing:
         """What has passed so far."""
         headers = {path: _outcome(capture.result) for path, capture in self._captures.items()}
         return Inventory(dict(self._sizes), headers)
+
+
+def read_through(source: Source) -> tuple[tuple[SourceFile, ...], Inventory]:
+    """Read a sequential source to its end, keeping nothing but its files and their inventory."""
+    passing = Passing()
+    files = []
+    buffer = bytearray(_BLOCK)
+    for file in source.files():
+        files.append(file)
+        passing.note(file)
+        for offset in range(0, file.size, _BLOCK):
+            with memoryview(buffer)[: min(_BLOCK, file.size - offset)] as view:
+                source.read_into(file, offset, view)
+                passing.watch(file, view)
+    return tuple(files), passing.inventory()
 
 
 def take_inventory(

@@ -10,9 +10,10 @@ import click
 from staging.cli.options import Common, common_options
 from staging.cli.paths import local_path, standard_input
 from staging.cli.program import print_json
+from staging.cli.streams import say
 from staging.directory.entry import Kind
 from staging.directory.local import LocalDirectory
-from staging.inspection import Passing, take_inventory
+from staging.inspection import read_through, take_inventory
 from staging.layout.inventory import Inventory
 from staging.layout.rules import Finding
 from staging.layout.rules import check as judge
@@ -20,10 +21,10 @@ from staging.published import explain_absence
 from staging.source.pipe import Pipe
 from staging.source.ranges import FileAt, ObjectAt
 from staging.source.tar_file import TarFile
-from staging.transfer.sizing import MIB
 from staging.vocabulary.errors import LayoutInvalid
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.paths import is_reserved
+from staging.vocabulary.redaction import one_line
 
 
 @click.command()
@@ -42,6 +43,7 @@ def check(common: Common, *, target: str, strip_components: int | None) -> None:
     an error. `-` reads a tar from a pipe, all of it.
     """
     inventory = _take(common, target, strip_components)
+    target = one_line(target)  # from here on it is only shown
     findings = judge(inventory)
     errors = [finding for finding in findings if finding.severity == "error"]
     document = {
@@ -55,9 +57,9 @@ def check(common: Common, *, target: str, strip_components: int | None) -> None:
     }
     if not common.as_json:
         for finding in findings:
-            click.echo(f"{finding.severity}: {finding.message} [{finding.rule}]")
+            click.echo(f"{finding.severity}: {one_line(finding.message)} [{finding.rule}]")
             if finding.hint:
-                click.echo(f"  hint: {finding.hint}")
+                click.echo(f"  hint: {one_line(finding.hint)}")
     if errors:
         refusal = LayoutInvalid(
             f"{target} would not serve: {len(errors)} error{'s' if len(errors) > 1 else ''},"
@@ -78,7 +80,7 @@ def _take(common: Common, target: str, strip_components: int | None) -> Inventor
     if target.startswith("s3://"):
         return _of_prefix(common, S3Location.parse(target))
     if target == "-":
-        return _of_pipe(Pipe(standard_input(), strip_components=strip_components))
+        return read_through(Pipe(standard_input(), strip_components=strip_components))[1]
     path = local_path(target, hint='pipe it in: curl -fsS "$URL" | staging check -')
     if path.is_dir():
         with LocalDirectory(path) as local:
@@ -93,21 +95,9 @@ def _of_directory(local: LocalDirectory) -> Inventory:
     entries = {name: entry for name, entry in local.tree.walk() if not is_reserved(name)}
     links = [name for name, entry in entries.items() if entry.kind is Kind.SYMLINK]
     if links:
-        click.echo(f"warning: {len(links)} links are not followed, such as {links[0]!r}", err=True)
+        say(f"warning: {len(links)} links are not followed, such as {links[0]!r}")
     sizes = ((name, entry.stamp.size) for name, entry in entries.items() if entry.kind is Kind.FILE)
     return take_inventory(sizes, local.tree.open_member)
-
-
-def _of_pipe(source: Pipe) -> Inventory:
-    passing = Passing()
-    buffer = bytearray(MIB)
-    for file in source.files():
-        passing.note(file)
-        for offset in range(0, file.size, MIB):
-            view = memoryview(buffer)[: min(MIB, file.size - offset)]
-            source.read_into(file, offset, view)
-            passing.watch(file, view)
-    return passing.inventory()
 
 
 def _of_prefix(common: Common, location: S3Location) -> Inventory:

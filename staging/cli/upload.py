@@ -13,14 +13,17 @@ from staging.cli import quantity
 from staging.cli.options import DISTRIBUTION, Common, common_options, cores, tuning_options
 from staging.cli.paths import local_path, standard_input
 from staging.cli.program import print_json
+from staging.cli.streams import say
+from staging.inspection import read_through
 from staging.source.pipe import Pipe
 from staging.source.source import Source
 from staging.source.tar_file import TarFile
 from staging.transfer.sizing import MIB
-from staging.upload import Estimate, UploadOptions, UploadResult, estimate, size_up
+from staging.upload import Estimate, UploadOptions, UploadResult, estimate, plan, plan_known
 from staging.upload import upload as publish
 from staging.vocabulary.digest import HashFamily
 from staging.vocabulary.location import S3Location
+from staging.vocabulary.redaction import one_line
 
 
 @click.command(epilog="See docs/scripting.md for exit codes and environment variables.")
@@ -96,10 +99,10 @@ def upload(
         if dry_run:
             _show_plan(common, opened, location, options)
             return
-        sizing = size_up(None if opened.sequential else list(opened.files()), options)
-        store = common.store(location, connections=sizing.concurrency + 2)
+        planned = plan(opened, location, options)
+        store = common.store(location, connections=planned.sizing.concurrency + 2)
         with common.reporting() as report:
-            result = publish(opened, store, location, options, report)
+            result = publish(opened, store, location, options, report, planned=planned)
     finally:
         opened.close()
     _show_result(common, result)
@@ -121,32 +124,24 @@ def _open(source: str, strip_components: int | None, target: str) -> Source:
 def _show_plan(
     common: Common, source: Source, location: S3Location, options: UploadOptions
 ) -> None:
-    files = []
-    for file in source.files():
-        files.append(file)
-        if source.sequential:
-            _skip(source, file.size, file)
+    planned = plan(source, location, options)
+    if planned.files is None:
+        planned = plan_known(*read_through(source), location, options)
     source.finish()
-    sizing = size_up(files, options)
-    plan = estimate((file.size for file in files), sizing.part_size)
+    files, sizing = planned.files or (), planned.sizing
+    cost = estimate((file.size for file in files), sizing.part_size)
     if common.as_json:
-        print_json({"plan": _plan_document(plan, location, sizing.part_size, sizing.concurrency)})
+        print_json({"plan": _plan_document(cost, location, sizing.part_size, sizing.concurrency)})
         return
     for file in files:
         click.echo(f"{quantity.size(file.size):>10}  {file.path}")
     click.echo(
-        f"{plan.files} files, {quantity.size(plan.total_size)} to {location}\n"
-        f"{plan.parts} parts of at most {sizing.part_size // MIB} MiB, {sizing.concurrency} at once,"
-        f" about {plan.requests} requests"
+        f"{cost.files} files, {quantity.size(cost.total_size)} to {location}\n"
+        f"{cost.parts} parts of at most {sizing.part_size // MIB} MiB, {sizing.concurrency} at once,"
+        f" about {cost.requests} requests"
     )
-    for speed, hours in plan.hours.items():
+    for speed, hours in cost.hours.items():
         click.echo(f"at {speed} Gb/s: {quantity.duration(hours * 3600)}")
-
-
-def _skip(source: Source, size: int, file: Any) -> None:
-    buffer = bytearray(min(size, MIB))
-    for offset in range(0, size, MIB):
-        source.read_into(file, offset, memoryview(buffer)[: min(MIB, size - offset)])
 
 
 def _plan_document(
@@ -189,20 +184,19 @@ def _show_result(common: Common, result: UploadResult) -> None:
         )
     else:
         click.echo(f"{result.location} {manifest.id}")
+    for finding in result.findings:
+        say(f"warning: {one_line(finding.message)}")
+    for what in unproven:
+        say(f"warning: {what}: not proven by this store")
+    for leftover in result.leftovers:
+        say(f"left behind, safe to delete: {one_line(leftover)}")
     if common.quiet:
         return
-    for finding in result.findings:
-        click.echo(f"warning: {finding.message}", err=True)
-    for what in unproven:
-        click.echo(f"warning: {what}: not proven by this store", err=True)
-    for leftover in result.leftovers:
-        click.echo(f"left behind, safe to delete: {leftover}", err=True)
     verb = "already published" if result.already_published else "published"
-    click.echo(
+    say(
         f"{verb}: {len(manifest.files)} files, {quantity.size(manifest.total_size)}\n"
         f"{_snippet(result.location, manifest.id)}"
-        "The local copy is no longer needed",
-        err=True,
+        "The local copy is no longer needed"
     )
 
 

@@ -2,7 +2,7 @@
 
     with Scheduler(concurrency) as scheduler:
         for part in parts:
-            scheduler.submit(lambda: send(part))     # blocks while enough work is queued
+            scheduler.submit(partial(send, part))    # blocks while enough work is queued
         scheduler.finish()                           # waits; raises the first error
 
 Invariants: at most `concurrency` tasks run and as many wait; after the first error, or when the
@@ -114,7 +114,12 @@ class Scheduler:
 
     def drain(self) -> None:
         """Wait until all submitted tasks are done; more may follow. Raises the first error."""
+        self.wait(self.raise_error)
+
+    def wait(self, watch: Callable[[], None]) -> None:
+        """Wait like `drain`, calling `watch` all the while; it may raise."""
         while True:
+            watch()
             self.raise_error()
             with self._tasks.all_tasks_done:
                 if not self._tasks.unfinished_tasks:

@@ -1,8 +1,8 @@
 """Making an upload visible: everything at the end, in an order that leaves one winner.
 
     claim the prefix -> look again for a manifest and for foreign objects
-    -> complete every multipart upload, conditionally -> list equals plan
-    -> manifest, conditionally (the commit) -> drop the claim
+    -> settle the objects that are there already -> complete the other uploads, conditionally
+    -> list equals plan -> manifest, conditionally (the commit) -> drop the claim
 
 A create or Complete that meets an object, or an upload that is gone, may be this run's own lost answer,
 or a twin publishing the same id: the object is settled by size and checksum, or by its bytes where
@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from staging.store.store import AlreadyExists, ObjectInfo, Store
+from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
 from staging.transfer.scheduler import Cancellation, Scheduler
 from staging.upload import target
 from staging.upload.parts import StagedFile
 from staging.upload.target import Proven
 from staging.vocabulary import crc64
-from staging.vocabulary.digest import CHUNK_SIZE
+from staging.vocabulary.digest import chunk_span
 from staging.vocabulary.errors import (
     Conflict,
     IntegrityError,
@@ -46,6 +47,7 @@ class Commit:
         manifest: Manifest,
         files: Sequence[StagedFile],
         *,
+        budget: Budget,
         concurrency: int,
         allow_existing: bool,
         report: Reporter,
@@ -55,31 +57,33 @@ class Commit:
         self._location = location
         self.manifest = manifest
         self._files = files
+        self._budget = budget
         self._concurrency = concurrency
         self._allow_existing = allow_existing
         self._report = report
         self._rng = rng
         self._entries = {file.path: file for file in manifest.files}
-        self._checksums_checked = False
-        self.visible = False
-        """True from the moment an object may have become visible."""
+        self._proven: Proven | None = None
+        self._visible = False
+
+    @property
+    def started(self) -> bool:
+        """True when objects of this content may be there: this run's, or those of one before it."""
+        return self._visible or (self._proven is not None and not self._proven.fresh)
 
     def run(self) -> tuple[Proven, bool]:
         """Publish. Returns what the store proved, and True when a twin's manifest was there first.
 
-        Raises Conflict when something else is there; `visible` then tells whether objects remain.
+        Raises Conflict when something else is there; `started` then tells whether objects remain.
         """
         data = self._encode()
-        proven = target.claim(self._store, self._location, self.manifest.id)
-        self._checksums_checked = proven.checksums
+        proven = self._proven = target.claim(self._store, self._location, self.manifest.id)
         if self._published_by_twin():
             return proven, True
-        self._refuse_foreign()
-        self.visible = True
-        with Scheduler(self._concurrency, name="commit") as scheduler:
-            for staged in self._files:
-                scheduler.submit(functools.partial(self._complete, staged, scheduler.cancelled))
-            scheduler.finish()
+        there = {info.key for info in self._refuse_foreign()}
+        self._each(self._settle, [staged for staged in self._files if staged.key in there])
+        self._visible = True
+        self._each(self._complete, [staged for staged in self._files if staged.key not in there])
         self._list_equals_plan()
         twin = self._publish(data)
         return proven, twin
@@ -93,8 +97,18 @@ class Commit:
         if manifest is None:
             return False
         if manifest.id != self.manifest.id:
-            raise _other_manifest(self._location, manifest, self.manifest)
+            raise target.differs(self._location, manifest.id, f"this upload is {self.manifest.id}")
+        target.require_complete(self._store, self._location, manifest)
         return True
+
+    def _each(
+        self,
+        act: Callable[[StagedFile, Cancellation], None],
+        files: Sequence[StagedFile],
+    ) -> None:
+        with Scheduler(self._concurrency, name="commit") as scheduler:
+            for staged in files:
+                scheduler.submit(functools.partial(act, staged, scheduler.cancelled))
 
     def _refuse_foreign(self) -> list[ObjectInfo]:
         objects = list(self._store.list_objects(self._location.prefix))
@@ -113,18 +127,32 @@ class Commit:
                 self._store.complete_multipart_upload(
                     staged.upload, staged.parts, crc64nvme=staged.crc64nvme
                 )
-        except (AlreadyExists, NotFound) as error:
-            self._settle(staged, error, cancelled)
+        except (Conflict, NotFound) as error:
+            self._settle(staged, cancelled, error)
         else:
             staged.upload = None
 
-    def _settle(self, staged: StagedFile, cause: StagingError, cancelled: Cancellation) -> None:
-        """Accept an object that is there already if it is proven equal. Raises Conflict otherwise."""
-        if cause.reference == "bucket":
+    def _settle(
+        self, staged: StagedFile, cancelled: Cancellation, cause: StagingError | None = None
+    ) -> None:
+        """Accept an object that is there already if it is proven equal. Raises Conflict otherwise.
+
+        `cause` is what completing the file's upload met.
+        """
+        if cause is not None and cause.reference == "bucket":
             raise cause
         try:
             info = self._store.head(staged.key)
         except NotFound:
+            if cause is None:
+                raise Conflict(
+                    f"the object {staged.key!r} was removed while it was looked at",
+                    reference="concurrent-write",
+                    hint="another writer is at work under this prefix; see who, then run again",
+                    side="store",
+                ) from None
+            if not isinstance(cause, NotFound):
+                raise cause from None  # somebody's write that came to nothing
             raise Conflict(
                 f"the multipart upload of {staged.path!r} was aborted by somebody else",
                 reference="upload-gone",
@@ -143,24 +171,26 @@ class Commit:
             staged.upload = None
 
     def _equal(self, staged: StagedFile, info: ObjectInfo, cancelled: Cancellation) -> bool:
-        if self._checksums_checked and info.crc64nvme is not None:
+        if self._proven is not None and self._proven.checksums and info.crc64nvme is not None:
             return info.crc64nvme == staged.crc64nvme
         self._report(Note(f"the store proves no checksum: reading {staged.path} to compare"))
         entry: ManifestFile = self._entries[staged.path]
-        buffer = bytearray(min(CHUNK_SIZE, staged.size))
         for index, digest in enumerate(entry.chunks if staged.size else ()):
-            offset = index * CHUNK_SIZE
-            view = memoryview(buffer)[: min(CHUNK_SIZE, staged.size - offset)]
-            read_range(
-                self._store,
-                staged.key,
-                offset,
-                view,
-                etag=info.etag,
-                cancelled=cancelled,
-                rng=self._rng,
-            )
-            if self.manifest.hash.hash(view) != digest:
+            offset, length = chunk_span(staged.size, index)
+            buffer = self._budget.acquire(length, cancelled)
+            with memoryview(buffer) as view:
+                read_range(
+                    self._store,
+                    staged.key,
+                    offset,
+                    view,
+                    etag=info.etag,
+                    cancelled=cancelled,
+                    rng=self._rng,
+                )
+                equal = self.manifest.hash.hash(view) == digest
+            self._budget.release(buffer)
+            if not equal:
                 return False
         return True
 
@@ -181,7 +211,7 @@ class Commit:
             return self.manifest.encode()
         except ValueError as error:
             raise MalformedInput(
-                f"the checkpoint is too large for a manifest: {error}",
+                f"the manifest of this checkpoint cannot be written: {error}",
                 reference="manifest-too-large",
                 hint="publish it in several checkpoints",
                 side="source",
@@ -194,17 +224,9 @@ class Commit:
         except AlreadyExists:
             there = target.published(self._store, self._location)
             if there is None or there.id != self.manifest.id:
-                raise _other_manifest(self._location, there, self.manifest) from None
+                holder = "something that is gone again" if there is None else there.id
+                what = f"this upload is {self.manifest.id}"
+                raise target.differs(self._location, holder, what) from None
             # Equal to the byte: this run's own PUT, its answer lost and the request repeated.
             return there != self.manifest
         return False
-
-
-def _other_manifest(location: S3Location, there: Manifest | None, ours: Manifest) -> Conflict:
-    holder = there.id if there is not None else "something that was removed meanwhile"
-    return Conflict(
-        f"{location} already holds {holder}, this upload is {ours.id}",
-        reference="published-differs",
-        hint="published prefixes never change: upload to a new prefix and point the values file to it",
-        side="store",
-    )

@@ -20,7 +20,7 @@ from staging.inspection import Passing
 from staging.source.source import Source, SourceFile
 from staging.store.store import MultipartUpload, Store, UploadedPart
 from staging.transfer.budget import Budget
-from staging.transfer.scheduler import Scheduler
+from staging.transfer.scheduler import Cancelled, Scheduler
 from staging.transfer.sizing import part_size_for
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import CHUNK_SIZE, Digest, HashFamily, chunk_digests, file_digest
@@ -29,6 +29,13 @@ from staging.vocabulary.events import FileDone, Moved, Reporter
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import ManifestFile
 from staging.vocabulary.paths import SafePath
+
+_OPENING_GRACE: Final = 0.5
+"""Seconds that giving a file up waits for the answer that would tell its upload's id."""
+
+_ABORTS_AT_ONCE: Final = 16
+_UNREACHABLE: Final = ("(connection)", "(store-busy)", "(not answered)")
+"""How descriptions of leftovers end when the store does not answer."""
 
 _SEND_ATTEMPTS: Final = 3
 """Times a part is sent when the store says its checksum does not match: bytes flipped on the way."""
@@ -44,6 +51,7 @@ class StagedFile:
         self.part_size = part_size
         self.upload: MultipartUpload | None = None
         self._opening = threading.Lock()
+        self._given_up = False
         self._recording = threading.Lock()
         count = -(-file.size // part_size)
         self._chunks: list[list[bytes]] = [[] for _ in range(count)]
@@ -58,11 +66,36 @@ class StagedFile:
             yield index + 1, offset, min(self.part_size, self.size - offset)
 
     def open(self, store: Store) -> MultipartUpload:
-        """The multipart upload of this file, opened when first asked for."""
+        """The multipart upload of this file, opened when first asked for.
+
+        Raises Cancelled once the file was given up.
+        """
         with self._opening:
+            if self._given_up:
+                raise Cancelled
             if self.upload is None:
                 self.upload = store.create_multipart_upload(self.key)
             return self.upload
+
+    def give_up(self) -> bool:
+        """Open no upload from now on. True when one is open, or its opening was not answered yet."""
+        self._given_up = True
+        return self.upload is not None or self._opening.locked()
+
+    def abort(self, store: Store) -> str | None:
+        """Abort the upload, if one is open. Returns what is left in the store, described."""
+        place = f"s3://{store.bucket}/{self.key}"
+        if not self._opening.acquire(timeout=_OPENING_GRACE):
+            return f"a multipart upload of {place} (not answered)"
+        self._opening.release()
+        if self.upload is None:
+            return None
+        try:
+            store.abort_multipart_upload(self.upload)
+        except StagingError as error:
+            return f"multipart upload {self.upload.upload_id} of {place} ({error.reference})"
+        self.upload = None
+        return None
 
     def record(self, number: int, chunks: list[bytes], crc: int, part: UploadedPart | None) -> bool:
         """Note a part that is done. True when it was the last one missing."""
@@ -132,19 +165,23 @@ class PartSender:
 
         Raises the first error of any part.
         """
+        if not self._source.sequential:
+            self._submit_all(scheduler)
+        else:
+            # On a thread of its own, so that an error elsewhere is not kept waiting by a stalled pipe.
+            with Scheduler(1, name="read") as reader:
+                reader.submit(functools.partial(self._submit_all, scheduler))
+                reader.wait(scheduler.raise_error)
+        scheduler.finish()
+
+    def _submit_all(self, scheduler: Scheduler) -> None:
         for file in self._source.files():
             staged = StagedFile(
                 file,
                 self._location.key(file.path),
                 part_size_for(file.size, self._least_part_size),
             )
-            if staged.part_size > self._budget.total and file.size > self._budget.total:
-                raise UsageError(
-                    f"{file.path!r} of {file.size} bytes needs parts of {staged.part_size} bytes,"
-                    f" the memory budget has room for {self._budget.total}",
-                    reference="memory",
-                    hint="give more --memory",
-                )
+            require_room(file, staged.part_size, self._budget.total)
             self.files.append(staged)
             if self._source.sequential:
                 self.passing.note(file)
@@ -159,24 +196,34 @@ class PartSender:
                         self._read_and_send, scheduler, file, staged, number, offset, length
                     )
                 scheduler.submit(task)
-        scheduler.finish()
 
     def abort(self) -> list[str]:
-        """Abort all uploads that are open; returns those the store would not abort, described."""
-        left = []
-        for staged in self.files:
-            if staged.upload is not None and self._store is not None:
-                try:
-                    self._store.abort_multipart_upload(staged.upload)
-                except StagingError as error:
-                    upload = staged.upload
-                    left.append(
-                        f"multipart upload {upload.upload_id} of s3://{self._store.bucket}/{upload.key}"
-                        f" ({error.reference})"
-                    )
-                else:
-                    staged.upload = None
-        return left
+        """Abort all uploads that are open; returns what is left in the store, described.
+
+        Stops at the first sign that the store does not answer, for each try would take minutes.
+        """
+        store = self._store
+        if store is None:
+            return []
+        waiting = [staged for staged in self.files if staged.give_up()]
+        left = {staged.key: f"multipart upload of {staged.key} (not tried)" for staged in waiting}
+        unreachable = threading.Event()
+
+        def abort(staged: StagedFile) -> None:
+            if unreachable.is_set():
+                return
+            what = staged.abort(store)
+            if what is None:
+                del left[staged.key]
+                return
+            left[staged.key] = what
+            if what.endswith(_UNREACHABLE):
+                unreachable.set()
+
+        with Scheduler(_ABORTS_AT_ONCE, name="abort") as scheduler:
+            for staged in waiting:
+                scheduler.submit(functools.partial(abort, staged))
+        return list(left.values())
 
     def _read(self, scheduler: Scheduler, file: SourceFile, offset: int, length: int) -> bytearray:
         """Read a part of a sequential source, chunk by chunk so that an error elsewhere is seen soon."""
@@ -220,6 +267,17 @@ class PartSender:
         self._report(Moved(length))
         if last:
             self._report(FileDone(staged.path, staged.size))
+
+
+def require_room(file: SourceFile, part_size: int, room: int) -> None:
+    """Raise UsageError when one part of a file is larger than the memory there is for buffers (bytes)."""
+    if min(part_size, file.size) > room:
+        raise UsageError(
+            f"{file.path!r} of {file.size} bytes needs parts of {part_size} bytes, the memory budget"
+            f" has room for {room}",
+            reference="memory",
+            hint="give more --memory",
+        )
 
 
 def _upload(

@@ -3,7 +3,8 @@
 Two uploads of different content must never mix (I9). Before anything becomes visible an upload
 creates `<prefix>/.checkpoint/claim.json`, conditionally; it holds nothing but the id of what is being
 published. Whoever finds another id there has lost; whoever finds its own id goes on, because the
-same id means the same bytes. The claim goes once the manifest is there, or when nothing was completed.
+same id means the same bytes. The claim goes once the manifest is there, or when no object of its
+content can be there.
 
 Creating the claim also shows what the store can prove: a wrong checksum must be refused, and so must
 creating the claim twice. An echo proves nothing.
@@ -12,16 +13,21 @@ creating the claim twice. An echo proves nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from staging.store.store import AlreadyExists, ObjectInfo, Store
 from staging.vocabulary import crc64, strict_json
-from staging.vocabulary.errors import Conflict, IntegrityError, NotFound, StagingError
+from staging.vocabulary.errors import (
+    AccessDenied,
+    Conflict,
+    IntegrityError,
+    NotFound,
+    StagingError,
+)
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import MAX_MANIFEST_BYTES, Manifest
-from staging.vocabulary.paths import LEGACY_MARKER
 
 CLAIM_SCHEMA: Final = "checkpoint-claim/1"
 _MAX_CLAIM_BYTES: Final = 64 * 1024
@@ -30,10 +36,15 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What the store showed to enforce: conditions on creating, and checksums on arrival."""
+    """What claiming the prefix showed.
+
+    The store enforces conditions on creating (`exclusive`), and checks checksums on arrival
+    (`checksums`). `fresh`: nobody had claimed the prefix before, so no object there is of this content.
+    """
 
     exclusive: bool
     checksums: bool
+    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,25 +94,74 @@ def claimed(store: Store, location: S3Location) -> Claim | None:
 
 
 def refuse_foreign(
-    objects: Iterable[ObjectInfo], location: S3Location, expected: frozenset[str]
+    objects: Iterable[ObjectInfo], location: S3Location, expected: Container[str]
 ) -> None:
     """Raise Conflict when there are objects under the prefix that are neither ours nor `expected` keys."""
     foreign = [
-        info.key[len(location.prefix) :]
+        repr(info.key[len(location.prefix) :])
         for info in objects
-        if info.key not in expected
-        and not info.key.startswith(location.control_prefix)
-        and info.key != location.prefix + LEGACY_MARKER
-        and not (info.key.endswith("/") and info.size == 0)
+        if info.key not in expected and not location.is_aside(info.key, info.size)
     ]
     if not foreign:
         return
     more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
     raise Conflict(
-        f"{location} already holds objects that this checkpoint does not have:"
+        f"{location} already holds objects that are not of this upload:"
         f" {', '.join(foreign[:_SHOWN])}{more}",
         reference="foreign-objects",
         hint="use a new prefix, remove these objects, or give --allow-existing to leave them there",
+        side="store",
+    )
+
+
+def refuse_inside_published(store: Store, location: S3Location) -> None:
+    """Raise Conflict when the prefix lies inside another published checkpoint's.
+
+    Where a level above may not be read, nothing is said about it.
+    """
+    above = location.parent
+    while above.prefix:
+        try:
+            store.head(above.manifest_key)
+        except (NotFound, AccessDenied) as error:
+            if error.reference == "bucket":
+                raise
+        else:
+            raise Conflict(
+                f"{location} lies inside the published checkpoint {above}",
+                reference="inside-published",
+                hint=f"use a prefix beside it, such as {above.parent}NAME/",
+                side="store",
+            )
+        above = above.parent
+
+
+def require_complete(store: Store, location: S3Location, manifest: Manifest) -> None:
+    """Raise IntegrityError when an object of a published checkpoint is not listed with its size."""
+    sizes = {info.key: info.size for info in store.list_objects(location.prefix)}
+    broken = [
+        repr(str(file.path))
+        for file in manifest.files
+        if sizes.get(location.key(file.path)) != file.size
+    ]
+    if not broken:
+        return
+    more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
+    raise IntegrityError(
+        f"{location} is published, but objects are missing or have another size:"
+        f" {', '.join(broken[:_SHOWN])}{more}",
+        reference="published-incomplete",
+        hint="keep the source and upload it to a new prefix: a published one is never repaired",
+        side="store",
+    )
+
+
+def differs(location: S3Location, there: str, what: str) -> Conflict:
+    """The error for other content under a published prefix; `there` is the id it has."""
+    return Conflict(
+        f"{location} already holds other content, {there}: {what}",
+        reference="published-differs",
+        hint="published prefixes never change: upload to a new prefix and point the values file to it",
         side="store",
     )
 
@@ -111,7 +171,7 @@ def claim(store: Store, location: S3Location, own_id: str) -> Proven:
 
     Raises Conflict when it is claimed for another id.
     """
-    _refuse_other(store, location, own_id)
+    fresh = _refuse_other(store, location, own_id)
     key = claim_key(location)
     body = json.dumps({"schema": CLAIM_SCHEMA, "id": own_id}).encode("ascii")
     checksum = crc64.crc64(body)
@@ -130,7 +190,7 @@ def claim(store: Store, location: S3Location, own_id: str) -> Proven:
             exclusive = True
             break
     _refuse_other(store, location, own_id)
-    return Proven(exclusive=exclusive, checksums=checksums)
+    return Proven(exclusive=exclusive, checksums=checksums, fresh=fresh)
 
 
 def release(store: Store, location: S3Location, own_id: str) -> list[str]:
@@ -147,10 +207,11 @@ def release(store: Store, location: S3Location, own_id: str) -> list[str]:
     return []
 
 
-def _refuse_other(store: Store, location: S3Location, own_id: str) -> None:
+def _refuse_other(store: Store, location: S3Location, own_id: str) -> bool:
+    """Raise Conflict when the prefix is claimed for another id. True when it is not claimed at all."""
     holder = claimed(store, location)
     if holder is None or holder.id == own_id:
-        return
+        return holder is None
     raise Conflict(
         f"{location} is claimed by an upload of {holder.id}, this one is {own_id}",
         reference="claimed",

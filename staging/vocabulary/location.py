@@ -13,6 +13,7 @@ from typing import Final
 from staging.vocabulary.errors import MalformedInput, UsageError
 from staging.vocabulary.paths import (
     CONTROL_DIRECTORY,
+    LEGACY_MARKER,
     MAX_PATH_BYTES,
     SafePath,
     why_unsafe,
@@ -92,6 +93,17 @@ class S3Location:
                 hint="use a shorter prefix",
             )
         return key
+
+    def is_aside(self, key: str, size: int) -> bool:
+        """True for an object under this prefix that is no file of a checkpoint.
+
+        That is the control directory, the legacy marker, and empty placeholders of folders.
+        """
+        return (
+            key.startswith(self.control_prefix)
+            or key == self.prefix + LEGACY_MARKER
+            or (key.endswith("/") and size == 0)
+        )
 
     def child(self, name: str) -> S3Location:
         """The prefix `name` below this one."""

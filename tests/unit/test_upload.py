@@ -16,6 +16,7 @@ from staging.source.source import Source
 from staging.source.tar_file import TarFile
 from staging.store.s3 import S3Store
 from staging.store.store import Store
+from staging.transfer import scheduler
 from staging.transfer.sizing import MIB
 from staging.upload import UploadOptions, UploadResult, upload
 from staging.vocabulary.digest import CHUNK_SIZE, HashFamily
@@ -28,6 +29,7 @@ from staging.vocabulary.errors import (
     StagingError,
     UsageError,
 )
+from staging.vocabulary.events import Note
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest
 from tests.support.archives import small_checkpoint, tar_bytes, tar_on_disk, weights
@@ -165,7 +167,7 @@ def test_the_same_content_again_sends_nothing(
     assert again.already_published
     assert again.sent_bytes == 0
     assert again.manifest == first.manifest
-    assert {request.method for request in s3.requests} == {"GET"}
+    assert {request.method for request in s3.requests} <= {"GET", "HEAD"}
 
 
 @pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
@@ -187,7 +189,7 @@ def test_other_content_under_a_published_prefix_is_a_conflict_before_anything_is
     with pytest.raises(Conflict, match="already holds other content") as caught:
         publish(data if piped else tar, store)
     assert caught.value.reference == "published-differs"
-    assert {request.method for request in s3.requests} == {"GET"}
+    assert {request.method for request in s3.requests} <= {"GET", "HEAD"}
     check_published(s3, FILES)
 
 
@@ -199,7 +201,7 @@ def test_foreign_objects_are_a_conflict_before_anything_is_sent(
     with pytest.raises(Conflict, match=r"old\.safetensors") as caught:
         publish(tar, store)
     assert caught.value.reference == "foreign-objects"
-    assert {request.method for request in s3.requests} == {"GET"}
+    assert {request.method for request in s3.requests} <= {"GET", "HEAD"}
     result = publish(tar, store, allow_existing=True)
     assert not result.already_published
     bucket = s3.bucket(BUCKET)
@@ -209,14 +211,163 @@ def test_foreign_objects_are_a_conflict_before_anything_is_sent(
     check_published(s3, FILES)
 
 
+def failure(source: Path, store: Store) -> list[StagingError]:
+    """What an upload ends with."""
+    try:
+        publish(source, store)
+    except StagingError as error:
+        return [error]
+    return []
+
+
 def test_a_foreign_object_under_a_key_of_ours_is_never_overwritten(
     s3: ScriptedS3, store: S3Store, tar: Path
 ) -> None:
     s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", b"[]")
-    with pytest.raises(Conflict, match="another object"):
-        publish(tar, store, allow_existing=True)
+    # It comes after the commit has looked.
+    with s3.hold("CompleteMultipartUpload", occurrence=1) as hold:
+        s3.bucket(BUCKET).remove(LOCATION.prefix + "config.json")
+        outcome: list[StagingError] = []
+        thread = threading.Thread(target=lambda: outcome.extend(failure(tar, store)))
+        thread.start()
+        assert hold.arrived.wait(30)
+        s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", b"[]")
+        hold.release()
+        thread.join(30)
+    assert [error.reference for error in outcome] == ["foreign-objects"]
     assert s3.bucket(BUCKET).get(LOCATION.prefix + "config.json") == b"[]"
     assert LOCATION.manifest_key not in s3.bucket(BUCKET)
+    assert LOCATION.prefix + ".checkpoint/claim.json" in s3.bucket(BUCKET)
+
+
+@pytest.mark.parametrize(
+    "quirk", [None, Quirk.IGNORES_CONDITIONS, Quirk.IGNORES_COMPLETE_AND_DELETE_CONDITIONS]
+)
+@pytest.mark.parametrize("data", [b"[]", b"other size"])
+def test_an_object_in_the_way_is_met_before_anything_is_visible(
+    tar: Path, quirk: Quirk | None, data: bytes
+) -> None:
+    """Also on stores that would overwrite it: conditions are not what protects it."""
+    quirks = [] if quirk is None else [quirk]
+    with ScriptedS3(buckets=[BUCKET], quirks=quirks) as s3, s3_store(s3, BUCKET) as store:
+        s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", data)
+        with pytest.raises(Conflict, match="another object"):
+            publish(tar, store, allow_existing=True)
+        assert s3.bucket(BUCKET).get(LOCATION.prefix + "config.json") == data
+        assert set(s3.bucket(BUCKET)) == {LOCATION.prefix + "config.json"}
+        assert not s3.bucket(BUCKET).uploads()
+
+
+@pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
+def test_a_published_checkpoint_that_lost_an_object_is_not_taken_for_published(
+    s3: ScriptedS3, store: S3Store, tar: Path, piped: bool
+) -> None:
+    publish(tar, store)
+    s3.bucket(BUCKET).remove(LOCATION.prefix + "model.safetensors")
+    with pytest.raises(IntegrityError, match=r"model\.safetensors") as caught:
+        publish(tar.read_bytes() if piped else tar, store)
+    assert caught.value.reference == "published-incomplete"
+
+
+@pytest.mark.parametrize("below", ["new/", "tokenizer/", "a/b/c/"])
+def test_nothing_is_published_inside_a_published_prefix(
+    s3: ScriptedS3, store: S3Store, tar: Path, below: str
+) -> None:
+    publish(tar, store)
+    source = TarFile(tar)
+    with pytest.raises(Conflict) as caught:
+        upload(source, store, S3Location(BUCKET, LOCATION.prefix + below), options())
+    source.close()
+    assert caught.value.reference == "inside-published"
+    check_published(s3, FILES)
+
+
+def test_a_key_that_is_too_long_is_refused_before_anything_is_sent(
+    s3: ScriptedS3, store: S3Store, tmp_path: Path
+) -> None:
+    tar = tar_on_disk(tmp_path, {**FILES, "/".join(["d" * 202] * 5): b"x"})
+    for source in (tar, tar.read_bytes()):
+        s3.requests.clear()
+        with pytest.raises(MalformedInput) as caught:
+            publish(source, store)
+        assert caught.value.reference == "key-too-long"
+        check_untouched(s3)
+        assert isinstance(source, bytes) or not list(s3.requests)
+
+
+class Stalled(io.RawIOBase):
+    """A pipe that brings some bytes and then nothing, until it is released."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+        self.released = threading.Event()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, view: Any) -> int:
+        count = self._data.readinto(view)
+        if count == 0:
+            self.released.wait(60)
+        return count
+
+
+def test_a_failure_is_not_kept_waiting_by_a_stalled_pipe(
+    s3: ScriptedS3, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "GRACE", 0.2)
+    data = tar_bytes(FILES)
+    stream = Stalled(data[: data.index(b"tokenizer/empty.txt")])
+    s3.deny("PutObject")
+    try:
+        with pytest.raises(AccessDenied):
+            upload(Pipe(stream), store, LOCATION, options())  # type: ignore[arg-type]
+        assert not stream.released.is_set()
+    finally:
+        stream.released.set()
+    check_untouched(s3)
+
+
+def test_what_a_store_will_not_abort_is_told(s3: ScriptedS3, store: S3Store, tar: Path) -> None:
+    s3.deny("AbortMultipartUpload")
+    s3.script(Fault("PutObject", Status(403), occurrence=1))
+    notes: list[str] = []
+    with pytest.raises(AccessDenied) as caught, contextlib.closing(TarFile(tar)) as source:
+        upload(
+            source,
+            store,
+            LOCATION,
+            options(),
+            lambda event: notes.append(event.text) if isinstance(event, Note) else None,
+        )
+    left = caught.value.document["leftovers"]
+    assert len(left) == 3
+    assert len(s3.bucket(BUCKET).uploads()) == 3
+    assert all(upload.upload_id in " ".join(left) for upload in s3.bucket(BUCKET).uploads())
+    assert any(note.startswith("left in the store: ") for note in notes)
+
+
+def test_an_upload_that_is_opened_while_giving_up_is_told(
+    s3: ScriptedS3, store: S3Store, tar: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "GRACE", 0.2)
+    key = LOCATION.prefix + "config.json"
+    s3.script(Fault("UploadPart", Status(403), occurrence=1))
+    with s3.hold("CreateMultipartUpload", key=key) as hold:
+        with pytest.raises(AccessDenied) as caught:
+            publish(tar, store, concurrency=2)
+        assert hold.arrived.is_set()
+    (left,) = caught.value.document["leftovers"]
+    assert "config.json" in left
+    assert "not answered" in left
+
+
+def test_one_conflict_at_complete_is_no_other_writer(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.script(Fault("CompleteMultipartUpload", Status(409), occurrence=2))
+    publish(tar, store)
+    check_published(s3, FILES)
 
 
 @pytest.mark.parametrize("quirk", [None, Quirk.IGNORES_CHECKSUMS, Quirk.ECHOES_CHECKSUMS])

@@ -1,0 +1,117 @@
+"""What is known of an upload before anything is sent, and what is refused by then.
+
+Of an indexed source that is everything: keys, part sizes, layout. Of a sequential one it is the prefix
+alone; the rest is judged as its files come, and nothing becomes visible before (I16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from staging.inspection import take_inventory
+from staging.layout.inventory import Inventory
+from staging.layout.rules import Finding, check
+from staging.source.ranges import FileAt
+from staging.source.source import Source, SourceFile
+from staging.transfer.sizing import Sizing, choose
+from staging.vocabulary.digest import HashFamily
+from staging.vocabulary.errors import LayoutInvalid, UsageError
+from staging.vocabulary.location import S3Location
+
+_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOptions:
+    """How to upload. `memory` is a budget in bytes, `cores` the processors that may be used.
+
+    `part_size` (bytes) and `concurrency` are chosen when None. `hash` is the digest family of a new
+    publication; the family of what is published already wins.
+    """
+
+    memory: int
+    cores: int
+    part_size: int | None = None
+    concurrency: int | None = None
+    hash: HashFamily = HashFamily.BLAKE3
+    check_layout: bool = True
+    allow_existing: bool = False
+    tool: str = "checkpoint-staging"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Files (None while a sequential source has not told them), sizes of parts, and layout warnings."""
+
+    files: tuple[SourceFile, ...] | None
+    sizing: Sizing
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def total_size(self) -> int | None:
+        """Bytes of all files, as far as they are known."""
+        return None if self.files is None else sum(file.size for file in self.files)
+
+
+def plan(source: Source, location: S3Location, options: UploadOptions) -> Plan:
+    """Judge what is known of a source. Sends nothing; reads headers of an indexed source.
+
+    Raises UsageError for the bucket's root and impossible settings, MalformedInput for a key that is too
+    long, LayoutInvalid when the files would not serve.
+    """
+    if not location.prefix:
+        raise UsageError(
+            f"a checkpoint needs a prefix of its own, not the root of the bucket: {location}",
+            reference="uri",
+            hint=f"for example {location}checkpoints/NAME/",
+        )
+    if source.sequential:
+        return Plan(None, _sizing((), options))
+    files = tuple(source.files())
+    sizing = _sizing(files, options)
+    for file in files:
+        location.key(file.path)
+    by_path = {str(file.path): file for file in files}
+    sizes = ((path, file.size) for path, file in by_path.items())
+    inventory = take_inventory(sizes, lambda path: FileAt(source, by_path[path]))
+    return Plan(files, sizing, require_layout(inventory, options))
+
+
+def plan_known(
+    files: Sequence[SourceFile], inventory: Inventory, location: S3Location, options: UploadOptions
+) -> Plan:
+    """The plan of a sequential source whose files have all passed by. Raises as `plan` does."""
+    for file in files:
+        location.key(file.path)
+    return Plan(tuple(files), _sizing(files, options), require_layout(inventory, options))
+
+
+def require_layout(inventory: Inventory, options: UploadOptions) -> tuple[Finding, ...]:
+    """Apply the rules and return their warnings. Raises LayoutInvalid when they find an error."""
+    if not options.check_layout:
+        return ()
+    findings = check(inventory)
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        shown = "; ".join(finding.message for finding in errors[:_SHOWN])
+        more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
+        raise LayoutInvalid(
+            f"this would not serve: {shown}{more}",
+            reference=errors[0].rule,
+            hint=f"{errors[0].hint}; `staging check` shows all findings,"
+            " --layout-check off skips the rules",
+            side="source",
+        )
+    return tuple(findings)
+
+
+def _sizing(files: Sequence[SourceFile], options: UploadOptions) -> Sizing:
+    return choose(
+        max((file.size for file in files), default=0),
+        memory=options.memory,
+        cores=options.cores,
+        part_size=options.part_size,
+        concurrency=options.concurrency,
+    )
