@@ -34,7 +34,7 @@ _OPENING_GRACE: Final = 0.5
 """Seconds that giving a file up waits for the answer that would tell its upload's id."""
 
 _ABORTS_AT_ONCE: Final = 16
-_UNREACHABLE: Final = ("(connection)", "(store-busy)", "(not answered)")
+_UNREACHABLE: Final = ("(connection)", "(store-busy)")
 """How descriptions of leftovers end when the store does not answer."""
 
 _SEND_ATTEMPTS: Final = 3
