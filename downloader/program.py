@@ -16,7 +16,8 @@ from staging.cli import quantity
 from staging.cli.options import CONTEXT, DISTRIBUTION, Common, common_options, cores, tuning_options
 from staging.cli.paths import local_path
 from staging.cli.program import print_json, run
-from staging.cli.progress import log
+from staging.cli.progress import stamped
+from staging.cli.streams import say
 from staging.sync import SyncOptions, SyncResult, sync
 from staging.transfer.sizing import choose
 from staging.vocabulary.errors import UsageError
@@ -81,7 +82,7 @@ def download(
         with common.reporting() as report:
             result = sync(store, order.location, order.directory, options, report)
         if not common.quiet:
-            log(_summary(order, result))
+            say(stamped(_summary(order, result)))
         results.append((order, result))
         if not common.as_json:
             click.echo(f"{order.directory} {result.id}")

@@ -41,14 +41,26 @@ def read_manifest(store: Store, location: S3Location, *, expect_id: str | None =
     `prefix-nested`, `prefix-is-object`, `upload-unfinished`, `not-published`), MalformedInput when it
     is not valid, and IntegrityError when its id is not `expect_id`.
     """
+    manifest = read_if_published(store, location)
+    if manifest is None:
+        raise explain_absence(store, location)
+    require_id(manifest, expect_id, str(location), side="store")
+    return manifest
+
+
+def read_if_published(store: Store, location: S3Location) -> Manifest | None:
+    """Read the manifest under a prefix; None when nothing is published there.
+
+    Raises NotFound when there is no such bucket, and MalformedInput when the manifest is not valid.
+    """
     try:
         data, _ = store.read(location.manifest_key, limit=MAX_MANIFEST_BYTES)
     except NotFound as error:
         if error.reference == "bucket":
             raise
-        raise explain_absence(store, location) from error
+        return None
     try:
-        manifest = Manifest.decode(data)
+        return Manifest.decode(data)
     except MalformedInput as error:  # the decoder does not know where the bytes come from
         raise MalformedInput(
             f"{location}: {error.message}",
@@ -56,8 +68,6 @@ def read_manifest(store: Store, location: S3Location, *, expect_id: str | None =
             hint=error.hint,
             side="store",
         ) from error
-    require_id(manifest, expect_id, str(location), side="store")
-    return manifest
 
 
 def require_id(manifest: Manifest, expect_id: str | None, place: str, *, side: Side) -> None:

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
@@ -17,7 +16,6 @@ from staging.cli.progress import reporting
 from staging.cli.quantity import Size
 from staging.store.s3 import S3Store
 from staging.transfer.memory import default_budget
-from staging.vocabulary.errors import UsageError
 from staging.vocabulary.events import Reporter
 from staging.vocabulary.location import S3Location
 
@@ -42,7 +40,6 @@ class Common:
 
     def store(self, location: S3Location, *, connections: int = 10) -> S3Store:
         """The bucket of a location, over as many connections as are used at once."""
-        _refuse_password(self.endpoint_url)
         from staging.wire.boto import (  # the SDK: slow to import, not always needed
             BotoWire,
             Connection,
@@ -157,16 +154,6 @@ def tuning_options(twin: str) -> Callable[[F], F]:
         return function
 
     return decorate
-
-
-def _refuse_password(endpoint_url: str | None) -> None:
-    """S3 has no use for a user or password in a URL, and errors name the URL."""
-    if endpoint_url is not None and "@" in urlsplit(endpoint_url).netloc:
-        raise UsageError(
-            "the endpoint's URL holds a user name or password",
-            reference="connection-settings",
-            hint="give credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or with --profile",
-        )
 
 
 def cores() -> int:

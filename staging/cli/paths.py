@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from staging.vocabulary.errors import StagingError, UsageError
 
@@ -25,7 +25,12 @@ def local_path(text: str, *, hint: str = "give a path on this machine") -> Path:
 
 
 def standard_input() -> BinaryIO:
-    """Standard input as bytes. Raises StagingError when the program was started without one."""
+    """Standard input as unbuffered bytes: reads come short, and may say None if it does not block.
+
+    A buffer's lock would be held by a thread that waits for bytes, and end the interpreter in a crash
+    when the program is told to stop meanwhile. Raises StagingError when the program was started
+    without one.
+    """
     if sys.stdin is None:
         raise StagingError(
             "cannot read the pipe: standard input is closed",
@@ -33,4 +38,4 @@ def standard_input() -> BinaryIO:
             hint="pipe the archive in: cat ARCHIVE | staging ...",
             side="source",
         )
-    return sys.stdin.buffer
+    return cast("BinaryIO", open(0, "rb", buffering=0, closefd=False))

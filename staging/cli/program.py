@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import click
 
+from staging.cli.streams import say, settle_stderr
 from staging.vocabulary.errors import Interrupted, StagingError
+from staging.vocabulary.redaction import one_line
 
 JSON_SCHEMA: Final = "checkpoint-staging/1"
 """Names the shape of every JSON document that the programs print."""
@@ -52,6 +54,8 @@ def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -
         # Whoever read our results has gone; the interpreter must not fail again while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    finally:
+        settle_stderr()
 
 
 def _run(command: click.Command, given: Sequence[str], *, name: str, as_json: bool) -> int:
@@ -75,7 +79,7 @@ def _run(command: click.Command, given: Sequence[str], *, name: str, as_json: bo
             reference="unexpected",
             hint="this is a defect: report it with the lines above",
         )
-        traceback.print_exc()
+        say(traceback.format_exc())
         _tell(unexpected, as_json=as_json)
         return unexpected.code
     return 0
@@ -114,9 +118,15 @@ def describe(error: StagingError) -> dict[str, Any]:
         "code": error.code,
         "reference": error.reference,
         "side": error.side,
-        "message": error.message,
-        "hint": error.hint,
+        "message": one_line(error.message),
+        "hint": one_line(error.hint) if error.hint is not None else None,
     }
+
+
+def error_line(error: StagingError) -> str:
+    """An error as it stands on stderr; its hint is a line of its own."""
+    side = f"{error.side}: " if error.side else ""
+    return f"error: {side}{one_line(error.message)} [{error.reference}]"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -140,15 +150,15 @@ def _exit_now(number: int, frame: FrameType | None) -> None:
 def _tell(error: StagingError, *, as_json: bool) -> None:
     if as_json:
         print_json({**error.document, "error": describe(error)})
-    side = f"{error.side}: " if error.side else ""
-    click.echo(f"error: {side}{_line(error.message)} [{error.reference}]", err=True)
+    say(error_line(error))
     if error.hint:
-        click.echo(f"hint: {_line(error.hint)}", err=True)
+        say(f"hint: {one_line(error.hint)}")
 
 
 def _tell_usage(error: click.ClickException, name: str, *, as_json: bool) -> None:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else name
+    message = one_line(error.format_message())
     if as_json:
         print_json(
             {
@@ -156,14 +166,10 @@ def _tell_usage(error: click.ClickException, name: str, *, as_json: bool) -> Non
                     "code": error.exit_code,
                     "reference": "usage",
                     "side": None,
-                    "message": error.format_message(),
+                    "message": message,
                     "hint": f"{path} --help",
                 }
             }
         )
-    click.echo(f"error: {error.format_message()} [usage]", err=True)
-    click.echo(f"hint: `{path} --help` shows the usage", err=True)
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
+    say(f"error: {message} [usage]")
+    say(f"hint: `{path} --help` shows the usage")

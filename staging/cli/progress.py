@@ -2,6 +2,9 @@
 
 Off a terminal a heartbeat comes every ten seconds, whether bytes moved or not: silence would look the
 same as a transfer that hangs.
+
+A reporter does not raise: when nobody can be told any more, a pipe that was closed or a terminal that has
+gone, it falls silent for good and the work goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
 from staging.cli import quantity
+from staging.cli.streams import UNHEARD
 from staging.vocabulary.events import Event, FileDone, Moved, Note, Reporter, Started
+from staging.vocabulary.redaction import one_line
 
 HEARTBEAT: Final = 10.0
 """Seconds between two lines of progress off a terminal."""
@@ -41,11 +46,10 @@ def reporting(
         lines.close()
 
 
-def log(text: str, *, level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Write one line with UTC time and level to stderr."""
+def stamped(text: str, level: str = "INFO") -> str:
+    """A line of a log: UTC time, level, text."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    (stream or sys.stderr).write(f"{now} {level} {text}\n")
-    (stream or sys.stderr).flush()
+    return f"{now} {level} {text}"
 
 
 class _Lines:
@@ -58,6 +62,7 @@ class _Lines:
         self._phase: Started | None = None
         self._done = self._files = 0
         self._since = 0.0
+        self._unheard = False
         self._thread: threading.Thread | None = None
 
     def __call__(self, event: Event) -> None:
@@ -69,8 +74,7 @@ class _Lines:
                 if self._verbose:
                     self._log(f"done {event.path} ({quantity.size(event.size)})")
             elif isinstance(event, Note):
-                if event.warning or not self._quiet:
-                    log(event.text, level="WARNING" if event.warning else "INFO", stream=self._out)
+                self._log(one_line(event.text), warning=event.warning)
             else:
                 self._begin(event)
 
@@ -107,6 +111,8 @@ class _Lines:
         rate = self._done / seconds
         total = self._phase.total_bytes
         if total is None and not self._done:
+            if self._phase.total_files is None:
+                return f"{self._phase.phase}: nothing has come so far"
             return f"{self._phase.phase}: {self._files} of {self._phase.total_files} files"
         text = f"{self._phase.phase}: {quantity.size(self._done)}"
         if total:
@@ -119,9 +125,14 @@ class _Lines:
             text += f", about {quantity.duration((total - self._done) / rate)} left"
         return text
 
-    def _log(self, text: str) -> None:
-        if not self._quiet:
-            log(text, stream=self._out)
+    def _log(self, text: str, *, warning: bool = False) -> None:
+        if self._unheard or (self._quiet and not warning):
+            return
+        try:
+            self._out.write(stamped(text, "WARNING" if warning else "INFO") + "\n")
+            self._out.flush()
+        except UNHEARD:
+            self._unheard = True
 
 
 def _bar(out: TextIO, verbose: bool) -> _Bar | None:
@@ -132,9 +143,9 @@ def _bar(out: TextIO, verbose: bool) -> _Bar | None:
     return _Bar(
         lambda phase: tqdm(
             desc=phase.phase,
-            total=phase.total_bytes,
-            unit="B",
-            unit_scale=True,
+            total=phase.total_files if _counts_files(phase) else phase.total_bytes,
+            unit=" files" if _counts_files(phase) else "B",
+            unit_scale=not _counts_files(phase),
             file=out,
             dynamic_ncols=True,
             mininterval=0.2,
@@ -144,8 +155,13 @@ def _bar(out: TextIO, verbose: bool) -> _Bar | None:
     )
 
 
+def _counts_files(phase: Started) -> bool:
+    """True for a phase that moves no bytes, such as one that asks the store about each file."""
+    return phase.total_bytes is None and phase.total_files is not None
+
+
 class _Bar:
-    """One bar for all bytes of a phase; notes are written above it."""
+    """One bar for all bytes of a phase, or its files; notes are written above it."""
 
     def __init__(self, make: Callable[[Started], Any], out: TextIO, verbose: bool) -> None:
         self._make = make
@@ -153,25 +169,45 @@ class _Bar:
         self._verbose = verbose
         self._lock = threading.Lock()
         self._tqdm: Any = None
+        self._by_files = False
+        self._unheard = False
 
     def __enter__(self) -> Reporter:
         return self._report
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        with self._lock:
+            self._attempt(self._close)
 
     def _report(self, event: Event) -> None:
         with self._lock:
-            if isinstance(event, Started):
-                self._close()
-                self._tqdm = self._make(event)
-            elif isinstance(event, Moved) and self._tqdm is not None:
+            self._attempt(lambda: self._show(event))
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self._unheard:
+            return
+        try:
+            action()
+        except UNHEARD:
+            self._unheard = True
+            if self._tqdm is not None:
+                self._tqdm.disable = True  # nor may it try again when it is collected
+
+    def _show(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._close()
+            self._by_files = _counts_files(event)
+            self._tqdm = self._make(event)
+        elif isinstance(event, Moved):
+            if self._tqdm is not None and not self._by_files:
                 self._tqdm.update(event.count)
-            elif isinstance(event, FileDone):
-                if self._verbose:
-                    self._write(f"done {event.path} ({quantity.size(event.size)})")
-            elif isinstance(event, Note):
-                self._write(("warning: " if event.warning else "") + event.text)
+        elif isinstance(event, FileDone):
+            if self._tqdm is not None and self._by_files:
+                self._tqdm.update(1)
+            if self._verbose:
+                self._write(f"done {event.path} ({quantity.size(event.size)})")
+        else:
+            self._write(("warning: " if event.warning else "") + one_line(event.text))
 
     def _write(self, text: str) -> None:
         if self._tqdm is not None:

@@ -10,12 +10,14 @@ import click
 from staging.cli import quantity
 from staging.cli.options import Common, cores
 from staging.cli.program import print_json
+from staging.cli.streams import say
 from staging.directory.local import LocalDirectory
 from staging.published import require_id
 from staging.verify import Level, Verification, verify_directory
 from staging.vocabulary.errors import IntegrityError, NotFound
 from staging.vocabulary.location import MANIFEST_NAME
 from staging.vocabulary.manifest import Manifest
+from staging.vocabulary.redaction import one_line
 
 _SHOWN: Final = 1000
 
@@ -71,15 +73,14 @@ def conclude(common: Common, target: str, manifest: Manifest, outcome: Verificat
         else:
             click.echo(f"{target} {manifest.id} {outcome.level.value} ok")
         if not common.quiet:
-            click.echo(
+            say(
                 f"{outcome.files} files, {quantity.size(manifest.total_size)},"
-                f" {quantity.size(outcome.read_bytes)} read",
-                err=True,
+                f" {quantity.size(outcome.read_bytes)} read"
             )
         return
     if not common.as_json:
         for problem in outcome.problems[:_SHOWN]:
-            click.echo(problem.message)
+            click.echo(one_line(problem.message))
     kinds = {problem.kind for problem in outcome.problems}
     count = len(outcome.problems)
     only_unproven = kinds == {"not-provable"}

@@ -18,8 +18,8 @@ from staging.vocabulary.location import S3Location
 @click.option(
     "--level",
     type=click.Choice([level.value for level in Level]),
-    help="What to compare: sizes, the store's checksums (one HEAD per file), or every byte."
-    "  [default: checksum for a prefix, digest for a directory]",
+    help="What to compare: sizes, the store's checksums (one HEAD per file; extra objects are not"
+    " looked for), or every byte.  [default: checksum for a prefix, digest for a directory]",
 )
 @click.option("--expect-id", metavar="sha256:...", help="Id the checkpoint must have.")
 @memory_option("STAGING")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -26,7 +27,10 @@ class Pipe:
         strip_components: int | None = None,
         target: str = "",
     ) -> None:
-        """Wrap a binary stream whose `readinto` may come short; `target` is only named in hints."""
+        """Wrap a binary stream; `target` is only named in hints.
+
+        Its `readinto` may come short, and may say None when it does not block: then it is waited for.
+        """
         self._stream = stream
         self.name = name
         self._reader = TarReader()
@@ -65,7 +69,10 @@ class Pipe:
         done = 0
         while done < len(view):
             try:
-                count = self._stream.readinto(view[done:])  # type: ignore[attr-defined]
+                count: int | None = self._stream.readinto(view[done:])  # type: ignore[attr-defined]
+                if count is None:
+                    _wait(self._stream)
+                    continue
             except OSError as error:
                 raise StagingError(
                     f"cannot read the pipe at byte {self._at + done}: {error.strerror}",
@@ -73,8 +80,15 @@ class Pipe:
                     hint="look at the command before the pipe, then run again",
                     side="source",
                 ) from error
-            if not count:
+            if count == 0:
                 break
             done += count
         self._at += done
         return done
+
+
+def _wait(stream: BinaryIO) -> None:
+    """Return once a stream that does not block has bytes, or its end."""
+    poll = select.poll()
+    poll.register(stream, select.POLLIN)
+    poll.poll()

@@ -12,6 +12,7 @@ from staging.formats.tar import read_index
 from staging.layout.root import Root, find_root
 from staging.source.source import SourceFile
 from staging.vocabulary.errors import MalformedInput, NotFound, StagingError
+from staging.vocabulary.redaction import file_name, one_line
 
 _HINT_CHANGED: Final = "let whatever writes the file finish, then run again"
 
@@ -30,24 +31,25 @@ class TarFile:
         Raises NotFound or StagingError when it cannot be opened, MalformedInput when it is damaged or
         unsafe, and LayoutInvalid when its files cannot be placed at a checkpoint's root.
         """
-        self._path = path
-        self.name = path.name
+        self._shown = _shown(path)
+        self.name = file_name(path)
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # A named pipe must be refused, not waited for; a regular file does not mind the flag.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise NotFound(
-                f"there is no file {str(path)!r}",
+                f"there is no file {self._shown}",
                 reference="source",
                 hint="check the path",
                 side="source",
             ) from error
         except OSError as error:
-            raise _failed(path, error) from error
+            raise _failed(self._shown, error) from error
         try:
             status = os.fstat(self._fd)
             if not stat.S_ISREG(status.st_mode):
                 raise MalformedInput(
-                    f"{str(path)!r} is not a regular file",
+                    f"{self._shown} is not a regular file",
                     reference="source",
                     hint="give a tar file, or - and pipe the archive in",
                     side="source",
@@ -58,7 +60,7 @@ class TarFile:
             self.root: Root = find_root(
                 [member.name for member in members],
                 strip_components=strip_components,
-                source=str(path),
+                source=one_line(str(path)),
                 target=target,
             )
             self._files = [
@@ -87,7 +89,7 @@ class TarFile:
         """Raise MalformedInput when the archive was written to meanwhile."""
         if _identity(os.fstat(self._fd)) != self._identity:
             raise MalformedInput(
-                f"{str(self._path)!r} changed while it was read",
+                f"{self._shown} changed while it was read",
                 reference="source-changed",
                 hint=_HINT_CHANGED,
                 side="source",
@@ -103,10 +105,10 @@ class TarFile:
             try:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
-                raise _failed(self._path, error) from error
+                raise _failed(self._shown, error) from error
             if count == 0:
                 raise MalformedInput(
-                    f"{str(self._path)!r} ended at byte {offset + done} while it was read",
+                    f"{self._shown} ended at byte {offset + done} while it was read",
                     reference="source-changed",
                     hint=_HINT_CHANGED,
                     side="source",
@@ -118,9 +120,14 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _failed(path: Path, error: OSError) -> StagingError:
+def _shown(path: Path) -> str:
+    """A path in messages: quoted, on one line, and without the query of a URL it was named after."""
+    return one_line(repr(str(path)))
+
+
+def _failed(shown: str, error: OSError) -> StagingError:
     return StagingError(
-        f"cannot read {str(path)!r}: {error.strerror}",
+        f"cannot read {shown}: {error.strerror}",
         reference="source-io",
         hint="check the file's permissions and the disk it lies on",
         side="source",

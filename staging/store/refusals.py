@@ -15,6 +15,7 @@ from staging.vocabulary.errors import (
     NotFound,
     StagingError,
     StoreUnavailable,
+    UsageError,
 )
 from staging.wire.wire import WireError
 
@@ -65,6 +66,13 @@ _KINDS: Final = {
     "DeleteObject": "delete",
     "ListMultipartUploads": "list-uploads",
 }
+_BESIDE_A_KEY: Final = {
+    "ListObjectsV2",
+    "ListMultipartUploads",
+    "CreateMultipartUpload",
+    "PutObject",
+}
+"""Operations that need no object to be there: for them 404 is about the bucket or the address."""
 
 
 def translate(error: WireError, bucket: str, key: str | None) -> StagingError:
@@ -74,6 +82,17 @@ def translate(error: WireError, bucket: str, key: str | None) -> StagingError:
     if error.message and error.message != error.code:
         what += f": {error.message}"
     kind = _KINDS.get(error.operation, "write")
+    if error.cause == "credentials" and error.status is not None:
+        if _is_busy(error):
+            return _busy(what)
+        return AccessDenied(
+            f"no credentials for {place}: {error.operation} was refused:"
+            f" {error.code}: {error.message}",
+            reference="credentials",
+            hint="in a pod check the service account's role annotation, that the role's trust policy"
+            " names this namespace and service account, and that the token file is fresh",
+            side="store",
+        )
     if error.cause == "credentials":
         return AccessDenied(
             f"no usable credentials for {place}: {error.message}",
@@ -90,14 +109,18 @@ def translate(error: WireError, bucket: str, key: str | None) -> StagingError:
             side="store",
         )
     if error.cause == "configuration":
+        return UsageError(
+            what,
+            reference="connection-settings",
+            hint="check --region, --endpoint-url, the bucket's name and the AWS_* variables",
+        )
+    if error.cause == "request":
         return StagingError(what, reference="request", hint=_REQUEST_HINT, side="store")
-    return _answer(error, bucket, key, place, what, kind)
+    return _answer(error, bucket, place, what, kind)
 
 
-def _answer(
-    error: WireError, bucket: str, key: str | None, place: str, what: str, kind: str
-) -> StagingError:
-    code, status = error.code, error.status
+def _answer(error: WireError, bucket: str, place: str, what: str, kind: str) -> StagingError:
+    code = error.code
     if code == "NoSuchBucket":
         return NotFound(
             f"there is no bucket {bucket!r}",
@@ -157,15 +180,31 @@ def _answer(
             hint="another writer is at work on this key; see who, then run again",
             side="store",
         )
-    if code in _BUSY_CODES or status in (408, 429) or ((status or 0) >= 500 and status != 501):
-        return StoreUnavailable(
-            what, reference="store-busy", hint="run again in a few minutes", side="store"
-        )
-    return _by_status(error, key, place, what, kind)
+    if _is_busy(error):
+        return _busy(what)
+    return _by_status(error, bucket, place, what, kind)
 
 
-def _by_status(error: WireError, key: str | None, place: str, what: str, kind: str) -> StagingError:
+def _is_busy(error: WireError) -> bool:
+    status = error.status or 0
+    return error.code in _BUSY_CODES or status in (408, 429) or (status >= 500 and status != 501)
+
+
+def _busy(what: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        what, reference="store-busy", hint="run again in a few minutes", side="store"
+    )
+
+
+def _by_status(error: WireError, bucket: str, place: str, what: str, kind: str) -> StagingError:
     status = error.status
+    if status == 404 and error.operation in _BESIDE_A_KEY:
+        return NotFound(
+            f"the store knows no bucket {bucket!r}, or is none: {what}",
+            reference="bucket",
+            hint="check the spelling, and that --endpoint-url is the address of an S3 store",
+            side="store",
+        )
     if status == 404:
         return NotFound(f"there is no object {place}", reference="object", side="store")
     if status in (401, 403):

@@ -21,12 +21,18 @@ from staging.store.store import (
     UploadedPart,
 )
 from staging.vocabulary.digest import Bytes
-from staging.vocabulary.errors import MalformedInput, NotFound, StoreUnavailable
+from staging.vocabulary.errors import (
+    Conflict,
+    MalformedInput,
+    NotFound,
+    StagingError,
+    StoreUnavailable,
+)
 from staging.wire.wire import BodyBroken, Wire, WireError
 
 _READ_ATTEMPTS: Final = 5
 _CONFLICT_ATTEMPTS: Final = 4
-_CONFLICT_PAUSE: Final = 0.2  # seconds; a PUT that met another one in flight may be sent again
+_CONFLICT_PAUSE: Final = 0.2  # seconds before the first repeat; doubles each time
 
 
 class S3Store:
@@ -77,13 +83,14 @@ class S3Store:
     def read_into(self, key: str, offset: int, buffer: memoryview, *, etag: str) -> int:
         """Read a range of one version."""
         last = offset + len(buffer) - 1
+        condition = self._pin(key, etag)
         try:
             answer, body = self._wire.get(
                 {
                     "Bucket": self._bucket,
                     "Key": key,
                     "Range": f"bytes={offset}-{last}",
-                    "IfMatch": f'"{etag}"',
+                    "IfMatch": condition,
                 }
             )
         except WireError as error:
@@ -92,6 +99,7 @@ class S3Store:
             expected = f"bytes {offset}-{last}/"
             given = str(answer.get("ContentRange", "the whole object"))
             found = _etag(answer)
+            self._pin(key, found)
             if not given.startswith(expected) or found != etag:
                 raise Changed(
                     f"s3://{self._bucket}/{key} answered {given} of version {found},"
@@ -128,26 +136,13 @@ class S3Store:
 
     def create(self, key: str, body: Bytes, *, crc64nvme: str) -> ObjectInfo:
         """Create an object with one conditional PUT."""
-        for attempt in range(_CONFLICT_ATTEMPTS):
-            try:
-                answer = self._wire.call(
-                    "PutObject",
-                    {
-                        "Bucket": self._bucket,
-                        "Key": key,
-                        "Body": bytearray(body),  # bytes would cost a round trip for Expect
-                        "IfNoneMatch": "*",
-                        "ChecksumCRC64NVME": crc64nvme,
-                    },
-                )
-            except WireError as error:
-                # Another conditional PUT was in flight; S3 asks to send this one again.
-                if error.code == "ConditionalRequestConflict" and attempt < _CONFLICT_ATTEMPTS - 1:
-                    time.sleep(_CONFLICT_PAUSE * 2**attempt)
-                    continue
-                raise translate(error, self._bucket, key) from error
-            return _info(key, answer, size=len(body))
-        raise AssertionError("unreachable")
+        answer = self._create(
+            "PutObject",
+            key,
+            Body=bytearray(body),  # bytes would cost a round trip for Expect
+            ChecksumCRC64NVME=crc64nvme,
+        )
+        return _info(key, answer, size=len(body))
 
     def create_multipart_upload(self, key: str) -> MultipartUpload:
         """Open a multipart upload."""
@@ -177,7 +172,7 @@ class S3Store:
         self, upload: MultipartUpload, parts: Sequence[UploadedPart], *, crc64nvme: str
     ) -> None:
         """Make the object from its parts, conditionally."""
-        self._call(
+        self._create(
             "CompleteMultipartUpload",
             upload.key,
             UploadId=upload.upload_id,
@@ -191,7 +186,6 @@ class S3Store:
                     for part in parts
                 ]
             },
-            IfNoneMatch="*",
             ChecksumCRC64NVME=crc64nvme,
             ChecksumType="FULL_OBJECT",
         )
@@ -220,8 +214,9 @@ class S3Store:
 
     def delete(self, key: str, *, etag: str) -> None:
         """Delete one version of an object."""
+        condition = self._pin(key, etag)
         try:
-            self._call("DeleteObject", key, IfMatch=f'"{etag}"')
+            self._call("DeleteObject", key, IfMatch=condition)
         except (NotFound, Changed) as error:
             # Stores answer 404, 412 or 204 for an object that is gone.
             if error.reference == "bucket" or self._exists(key):
@@ -233,6 +228,30 @@ class S3Store:
         except NotFound:
             return False
         return True
+
+    def _pin(self, key: str, etag: str) -> str:
+        """The condition that holds for this version alone. Raises StagingError for a weak ETag."""
+        if etag.startswith("W/"):
+            raise StagingError(
+                f"s3://{self._bucket}/{key} has the weak ETag {etag[:100]!r}, which names no version",
+                reference="weak-etag",
+                hint="something between here and the store rewrites answers, a proxy that compresses"
+                " them for instance: switch that off, or give the store's own --endpoint-url",
+                side="store",
+            )
+        return f'"{etag}"'
+
+    def _create(self, operation: str, key: str, **parameters: Any) -> Mapping[str, Any]:
+        """Perform what makes an object, where there is none, and again while S3 asks for that."""
+        for attempt in range(_CONFLICT_ATTEMPTS - 1):
+            try:
+                return self._call(operation, key, IfNoneMatch="*", **parameters)
+            except Conflict as error:
+                # Another conditional request for the key was in flight.
+                if error.reference != "concurrent-write":
+                    raise
+            time.sleep(_CONFLICT_PAUSE * 2**attempt)
+        return self._call(operation, key, IfNoneMatch="*", **parameters)
 
     def _call(self, operation: str, key: str | None, **parameters: Any) -> Mapping[str, Any]:
         where = {"Bucket": self._bucket} if key is None else {"Bucket": self._bucket, "Key": key}
@@ -260,7 +279,9 @@ _READ_BLOCK: Final = 1024 * 1024
 
 
 def _etag(answer: Mapping[str, Any]) -> str:
-    return str(answer.get("ETag", "")).strip('"')
+    """An ETag without its quotes; a weak one stays as it is, `W/"..."`."""
+    etag = str(answer.get("ETag", ""))
+    return etag if etag.startswith("W/") else etag.strip('"')
 
 
 def _info(key: str, answer: Mapping[str, Any], *, size: int) -> ObjectInfo:

@@ -16,6 +16,7 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 
+from staging.published import read_if_published
 from staging.store.store import AlreadyExists, ObjectInfo, Store
 from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
@@ -93,7 +94,7 @@ class Commit:
         return target.release(self._store, self._location, self.manifest.id)
 
     def _published_by_twin(self) -> bool:
-        manifest = target.published(self._store, self._location)
+        manifest = read_if_published(self._store, self._location)
         if manifest is None:
             return False
         if manifest.id != self.manifest.id:
@@ -222,7 +223,7 @@ class Commit:
         try:
             self._store.create(self._location.manifest_key, data, crc64nvme=checksum)
         except AlreadyExists:
-            there = target.published(self._store, self._location)
+            there = read_if_published(self._store, self._location)
             if there is None or there.id != self.manifest.id:
                 holder = "something that is gone again" if there is None else there.id
                 what = f"this upload is {self.manifest.id}"

@@ -27,7 +27,7 @@ from staging.vocabulary.errors import (
     StagingError,
 )
 from staging.vocabulary.location import S3Location
-from staging.vocabulary.manifest import MAX_MANIFEST_BYTES, Manifest
+from staging.vocabulary.manifest import Manifest
 
 CLAIM_SCHEMA: Final = "checkpoint-claim/1"
 _MAX_CLAIM_BYTES: Final = 64 * 1024
@@ -58,17 +58,6 @@ class Claim:
 def claim_key(location: S3Location) -> str:
     """Key of the claim of a version prefix."""
     return f"{location.control_prefix}claim.json"
-
-
-def published(store: Store, location: S3Location) -> Manifest | None:
-    """The manifest under the prefix, or None when nothing is published there."""
-    try:
-        data, _ = store.read(location.manifest_key, limit=MAX_MANIFEST_BYTES)
-    except NotFound as error:
-        if error.reference == "bucket":
-            raise
-        return None
-    return Manifest.decode(data)
 
 
 def claimed(store: Store, location: S3Location) -> Claim | None:

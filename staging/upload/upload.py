@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from staging.layout.rules import Finding
+from staging.published import read_if_published
 from staging.source.source import Source
 from staging.store.store import ObjectInfo, Store
 from staging.transfer.budget import Budget
@@ -83,7 +84,7 @@ def upload(
     # come before its manifest, and its claim goes after it.
     objects = list(store.list_objects(location.prefix))
     holder = target.claimed(store, location)
-    there = target.published(store, location)
+    there = read_if_published(store, location)
     if there is not None:
         result = _compare(source, store, known, there, location, options, report)
         if holder is None or holder.id != there.id:

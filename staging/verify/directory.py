@@ -20,6 +20,7 @@ from staging.verify.verification import (
     Level,
     Problem,
     Verification,
+    extra_weight,
     missing,
     wrong_chunk,
     wrong_size,
@@ -77,7 +78,7 @@ def verify_directory(
 def _extra_weights(local: LocalDirectory, manifest: Manifest) -> list[Problem]:
     names = {str(file.path) for file in manifest.files}
     return [
-        Problem(name, "extra", f"{name}: a server would load it, and it is not in the manifest")
+        extra_weight(name)
         for name in local.tree.listing()
         if is_loaded_weight(name) and name not in names
     ]

@@ -2,10 +2,13 @@
 
     size      one listing: every file is there with its size, and nothing else is
     checksum  one HEAD per file: the store's own full-object checksum equals the manifest's; no bytes
-    digest    every byte is read and every chunk digest compared
+    digest    every byte is read and every chunk digest compared; no other weights are beside them
 
 All findings are collected; nothing stops at the first. A file whose store keeps no checksum is a
 finding at level `checksum`, for what cannot be proven has not passed (I1).
+Level `checksum` lists nothing, so it sees no object that the manifest does not name; level `digest`
+reports those that a server would load from the root.
+
 Not guaranteed: anything about bytes at the levels `size` and `checksum` on stores that keep checksums
 they never checked; `staging upload` says which do.
 """
@@ -16,6 +19,7 @@ import functools
 import random
 import threading
 
+from staging.layout.inventory import is_loaded_weight
 from staging.store.store import Changed, Store
 from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
@@ -25,6 +29,7 @@ from staging.verify.verification import (
     Level,
     Problem,
     Verification,
+    extra_weight,
     missing,
     wrong_chunk,
     wrong_size,
@@ -34,7 +39,6 @@ from staging.vocabulary.errors import NotFound
 from staging.vocabulary.events import FileDone, Moved, Reporter, Started, silent
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest, ManifestFile
-from staging.vocabulary.paths import LEGACY_MARKER
 
 
 def verify_prefix(
@@ -70,7 +74,11 @@ def verify_prefix(
     report(Started(f"verify {level.value}", total, len(manifest.files)))
     with Scheduler(sizing.concurrency, name="verify") as scheduler:
         check.run(scheduler)
-    return Verification(level, len(manifest.files), check.read_bytes, tuple(check.problems()))
+    problems = check.problems()
+    if level is Level.DIGEST:
+        extra = _extra_weights(store, location, manifest)
+        problems = sorted([*problems, *extra], key=lambda problem: problem.path)
+    return Verification(level, len(manifest.files), check.read_bytes, tuple(problems))
 
 
 def _compare_listing(store: Store, location: S3Location, manifest: Manifest) -> list[Problem]:
@@ -83,7 +91,7 @@ def _compare_listing(store: Store, location: S3Location, manifest: Manifest) -> 
         name = info.key[len(location.prefix) :]
         if file is not None and info.size != file.size:
             problems.append(wrong_size(file, info.size))
-        elif file is None and not _expected_extra(location, info.key, info.size):
+        elif file is None and not location.is_aside(info.key, info.size):
             problems.append(
                 Problem(name, "extra", f"{name}: not in the manifest ({info.size} bytes)")
             )
@@ -91,12 +99,13 @@ def _compare_listing(store: Store, location: S3Location, manifest: Manifest) -> 
     return sorted(problems, key=lambda problem: problem.path)
 
 
-def _expected_extra(location: S3Location, key: str, size: int) -> bool:
-    return (
-        key.startswith(location.control_prefix)
-        or key == location.prefix + LEGACY_MARKER
-        or (key.endswith("/") and size == 0)
-    )
+def _extra_weights(store: Store, location: S3Location, manifest: Manifest) -> list[Problem]:
+    known = {location.key(file.path) for file in manifest.files}
+    return [
+        extra_weight(info.key[len(location.prefix) :])
+        for info in store.list_objects(location.prefix)
+        if info.key not in known and is_loaded_weight(info.key[len(location.prefix) :])
+    ]
 
 
 class _PrefixCheck:

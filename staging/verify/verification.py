@@ -48,6 +48,11 @@ def missing(file: ManifestFile) -> Problem:
     )
 
 
+def extra_weight(name: str) -> Problem:
+    """A file that the manifest does not name, and that a server would load with the checkpoint."""
+    return Problem(name, "extra", f"{name}: a server would load it, and it is not in the manifest")
+
+
 def wrong_size(file: ManifestFile, found: int) -> Problem:
     """A file with another size."""
     return Problem(file.path, "size", f"{file.path}: {found} bytes, the manifest says {file.size}")

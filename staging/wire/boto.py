@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import datetime
 import email.utils
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import boto3.session
 from botocore import exceptions as boto
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.response import StreamingBody
+from urllib3.exceptions import HTTPError
 
 from staging.vocabulary.errors import UsageError
+from staging.vocabulary.redaction import one_line
 from staging.wire.wire import Body, BodyBroken, Cause, WireError
 
 _MAX_ATTEMPTS: Final = 5
 _CONNECT_TIMEOUT: Final = 10  # seconds
 _READ_TIMEOUT: Final = 60  # seconds without a single byte
 _DEFAULT_REGION: Final = "us-east-1"  # where S3 tells a bucket's real region from
-
-_SECRET: Final = re.compile(
-    r"(?i)(x-amz-(?:signature|credential|security-token)|signature|awsaccesskeyid|token)=[^&\s]+"
-)
-_USER: Final = re.compile(r"://[^/\s@]+@")  # in an endpoint's URL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +48,7 @@ class BotoWire:
 
     def __init__(self, connection: Connection) -> None:
         """Create the client. Raises UsageError when profile, region or endpoint are unusable."""
+        _check_endpoint(connection.endpoint_url)
         try:
             session = boto3.session.Session(
                 profile_name=connection.profile, region_name=connection.region
@@ -118,11 +116,36 @@ class _BotoBody:
     def read_into(self, view: memoryview) -> int:
         try:
             return int(self._stream.readinto(view))  # type: ignore[arg-type]  # stubs want a file
-        except (boto.BotoCoreError, OSError) as error:
+        # What botocore leaves in urllib3's words, such as a damaged TLS record, is no OSError.
+        except (boto.BotoCoreError, HTTPError, OSError) as error:
             raise BodyBroken(_clean(str(error))) from error
 
     def close(self) -> None:
         self._stream.close()
+
+
+def _check_endpoint(url: str | None) -> None:
+    """Refuse what is no URL, and one with a password: S3 has no use for it, and errors name the URL."""
+    if url is None:
+        return
+    try:
+        parts = urlsplit(url)
+        secret = "@" in parts.netloc
+        usable = secret or parts.port != 0
+    except ValueError:  # its text may hold what was taken for a port
+        secret = usable = False
+    if secret:
+        raise UsageError(
+            "the endpoint's URL holds a user name or password",
+            reference="connection-settings",
+            hint="give credentials as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or with --profile",
+        )
+    if not usable:
+        raise UsageError(
+            "the endpoint's URL is not valid",
+            reference="connection-settings",
+            hint="give --endpoint-url as http://HOST:PORT or https://HOST",
+        )
 
 
 def _set_body_aside(request: AWSRequest, **_: object) -> None:
@@ -137,9 +160,11 @@ def _refused(operation: str, error: boto.ClientError) -> WireError:
     details: Mapping[str, Any] = error.response.get("Error", {})
     metadata: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
     headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
+    # Another operation than the one that was called is one that was to bring its credentials.
+    asked = error.operation_name
     return WireError(
-        operation=operation,
-        cause="answer",
+        operation=asked,
+        cause="answer" if asked == operation else "credentials",
         code=_clean(str(details.get("Code", "Unknown"))),
         message=_clean(str(details.get("Message", ""))),
         status=metadata.get("HTTPStatusCode"),
@@ -153,8 +178,10 @@ def _failed(operation: str, error: boto.BotoCoreError) -> WireError:
         cause = "credentials"
     elif isinstance(error, (boto.HTTPClientError, boto.ConnectionError)):
         cause = "connection"
-    else:
+    elif isinstance(error, _SETTINGS):
         cause = "configuration"
+    else:
+        cause = "request"
     return WireError(
         operation=operation, cause=cause, code=type(error).__name__, message=_clean(str(error))
     )
@@ -167,6 +194,15 @@ _CREDENTIALS: Final = (
     boto.TokenRetrievalError,
     boto.UnauthorizedSSOTokenError,
     boto.SSOError,
+)
+_SETTINGS: Final = (
+    boto.BaseEndpointResolverError,
+    boto.EndpointProviderError,
+    boto.InvalidEndpointConfigurationError,
+    boto.InvalidRegionError,
+    boto.UnsupportedS3ConfigurationError,
+    boto.InvalidProxiesConfigError,
+    boto.InvalidConfigError,
 )
 
 
@@ -183,6 +219,5 @@ def _skew(date: str | None) -> float | None:
 
 
 def _clean(text: str) -> str:
-    """One printable line without secrets: a store's message is a stranger's text (I13)."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return _USER.sub("://...@", _SECRET.sub(r"\1=...", line))[:300]
+    """A store's message is a stranger's text (I13), and may be a whole page."""
+    return one_line(text)[:300]

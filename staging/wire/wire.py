@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-Cause = Literal["answer", "connection", "credentials", "configuration"]
+Cause = Literal["answer", "connection", "credentials", "configuration", "request"]
+"""The store's answer; no connection; no credentials; unusable settings; a request never sent."""
 
 
 @dataclass(slots=True)
@@ -19,6 +20,7 @@ class WireError(Exception):
     """A request that failed for good.
 
     `cause` tells what kind of failure it was; for an `answer`, `status` and `code` are the store's.
+    For `credentials` they may be those of the service that gives them, and `operation` is its then.
     `server_time_skew` is local time minus the store's clock in seconds, where the answer told it.
     """
 

@@ -198,12 +198,23 @@ def unknown_profile(scene: Scene) -> Command:
     return download(URI, "node", "--profile", "nobody")
 
 
+@case(2, "connection-settings", hint="http://HOST:PORT")
+def endpoint_that_is_no_url(scene: Scene) -> Command:
+    return download(URI, "node", "--endpoint-url", "http://[::1")
+
+
 # 10: not found
 
 
 @case(10, "bucket", hint="spelling")
 def misspelled_bucket(scene: Scene) -> Command:
     return download(f"s3://{BUCKET}s/checkpoints/laguna-xs/", "node")
+
+
+@case(10, "bucket", hint="--endpoint-url")
+def address_of_something_else(scene: Scene) -> Command:
+    scene.server.script(Fault(None, Status(404, "NotFound"), occurrence=None))
+    return staging("ls", f"s3://{BUCKET}/")
 
 
 @case(10, "prefix-empty", hint=f"did you mean {URI}?")
@@ -513,6 +524,12 @@ def two_members_of_one_name(scene: Scene) -> Command:
 @case(16, "source", hint="pipe")
 def directory_as_the_source(scene: Scene) -> Command:
     return staging("upload", scene.node(vendor(1)), URI)
+
+
+@case(16, "source", hint="pipe")
+def named_pipe_as_the_source(scene: Scene) -> Command:
+    os.mkfifo(scene.directory / "laguna-xs.tar")
+    return staging("upload", "laguna-xs.tar", URI)
 
 
 @case(16, "manifest-malformed")

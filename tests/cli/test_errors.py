@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.cli.mishaps import CASES, URI, Case, Command, Scene, download, staging
 from tests.cli.programs import Outcome
-from tests.support.checkpoints import read_tree, vendor
+from tests.support.checkpoints import read_tree, tar_of, vendor
 from tests.support.s3server import ScriptedS3
 
 ACCESS_KEY = "AKIATHEACCESSKEYOFIT"
@@ -77,7 +78,8 @@ def test_without_json_nothing_is_on_stdout(scene: Scene, name: str) -> None:
     assert outcome.stdout == ""
     assert outcome.reference == arranged.reference
     assert arranged.hint in outcome.hint
-    plain = [line for line in outcome.stderr.splitlines() if " INFO " not in line]
+    log = re.compile(r"[0-9T:-]+Z (INFO|WARNING) ")
+    plain = [line for line in outcome.stderr.splitlines() if not log.match(line)]
     assert plain == [line for line in (outcome.error, outcome.hint) if line]
 
 
@@ -166,6 +168,76 @@ def test_a_presigned_url_in_the_wrong_place_is_not_repeated(scene: Scene, comman
     outcome = scene.programs.run([*command, "-v", "--json"], expect=2)
     assert outcome.reference == "uri"
     assert_no_canary(scene, outcome)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        staging("upload", "a.tar", URI, f"https://vendor.example/laguna-xs.tar{PRESIGNED}"),
+        staging(f"https://vendor.example/laguna-xs.tar{PRESIGNED}"),
+        staging("upload", "a.tar", URI, "--memory", f"https://vendor.example/a{PRESIGNED}"),
+        download("verify", "node", f"https://vendor.example/laguna-xs.tar{PRESIGNED}"),
+    ],
+    ids=["argument", "command", "value", "downloader"],
+)
+def test_a_presigned_url_that_is_not_understood_is_not_repeated(
+    scene: Scene, command: Command
+) -> None:
+    outcome = scene.programs.run([*command, "--json"], expect=2)
+    assert outcome.reference == "usage"
+    assert_no_canary(scene, outcome)
+
+
+def test_a_terminal_obeys_no_argument(scene: Scene) -> None:
+    outcome = scene.programs.staging("up\x1b[31m\nload", "--json", expect=2)
+    assert outcome.reference == "usage"
+    assert "\x1b" not in outcome.stdout + outcome.stderr
+    assert "\x1b" not in outcome.document["error"]["message"]
+
+
+DOWNLOADED = f"laguna-xs.tar{PRESIGNED}"  # how `wget` names a file
+
+
+def test_the_query_in_the_name_of_a_tar_is_not_published(scene: Scene) -> None:
+    scene.tar().rename(scene.directory / DOWNLOADED)
+    for command in (
+        staging("check", DOWNLOADED, "--json"),
+        staging("check", DOWNLOADED),
+        staging("upload", DOWNLOADED, URI, "-v"),
+        staging("show", URI, "--json"),
+    ):
+        outcome = scene.programs.run(command)
+        assert_no_canary(scene, outcome)
+    assert outcome.document["checkpoint"]["source"]["name"] == "laguna-xs.tar"
+
+
+@pytest.mark.parametrize("make", ["nothing", "cut", "nested", "directory", "unservable"])
+def test_the_query_in_the_name_of_a_tar_is_in_no_refusal(scene: Scene, make: str) -> None:
+    if make == "cut":
+        scene.file(tar_of(vendor(1))[:50_000], DOWNLOADED)
+    elif make == "nested":
+        scene.tar(top="export/laguna-xs").rename(scene.directory / DOWNLOADED)
+    elif make == "unservable":
+        scene.tar({"config.json": b"{}"}).rename(scene.directory / DOWNLOADED)
+    elif make == "directory":
+        (scene.directory / DOWNLOADED).mkdir()
+    for command, code in (("check", None), ("upload", None)):
+        where = [URI] if command == "upload" else []
+        codes = {"nothing": 10, "cut": 16, "nested": 17, "unservable": 17, "directory": 16}
+        if (command, make) == ("check", "directory"):
+            code = 17
+        outcome = scene.programs.staging(
+            command, DOWNLOADED, *where, "--json", expect=code or codes[make]
+        )
+        assert_no_canary(scene, outcome)
+
+
+def test_a_name_that_is_no_utf_8_is_published_as_what_can_be_read(scene: Scene) -> None:
+    name = os.fsdecode(b"laguna\xff\x1b-xs.tar")
+    scene.tar().rename(scene.directory / name)
+    scene.programs.staging("upload", name, URI)
+    shown = scene.programs.staging("show", URI, "--json").document["checkpoint"]
+    assert shown["source"]["name"] == "laguna\ufffd -xs.tar"
 
 
 def test_a_password_in_the_endpoint_is_not_repeated(scene: Scene) -> None:

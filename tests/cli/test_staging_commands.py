@@ -17,7 +17,7 @@ import pytest
 
 from tests.cli.programs import INSTALLED_DOWNLOADER, STAGING, TIMEOUT, Programs
 from tests.support.checkpoints import hugging_face, tar_of, vendor, weights, write_tree
-from tests.support.s3server import Bucket, ScriptedS3
+from tests.support.s3server import Bucket, Fault, Quirk, ScriptedS3, Status
 from tests.support.tars import member
 
 BUCKET = "models"
@@ -313,6 +313,70 @@ def test_quiet_prints_results_alone(programs: Programs) -> None:
     assert (verified.stderr, verified.stdout.count("\n")) == ("", 1)
     fetched = programs.download(URI, "node", "-q")
     assert (fetched.stderr, fetched.stdout.count("\n")) == ("", 1)
+
+
+def test_quiet_hides_information_alone(tmp_path: Path) -> None:
+    files = vendor(1)
+    del files["config.yaml"]
+    (tmp_path / "laguna-xs.tar").write_bytes(tar_of(files))
+    with ScriptedS3(buckets=[BUCKET], quirks=[Quirk.IGNORES_CHECKSUMS]) as server:
+        server.deny("DeleteObject")
+        outcome = Programs(tmp_path, server).staging("upload", "laguna-xs.tar", URI, "-q")
+    told = outcome.stderr.splitlines()
+    assert any(line.startswith("warning: ") and "config" in line for line in told)
+    assert "warning: checksums: not proven by this store" in told
+    assert any(line.startswith("left behind, safe to delete: ") for line in told)
+    assert "published" not in outcome.stderr
+    assert outcome.stdout.startswith(f"{URI} sha256:")
+
+
+@pytest.mark.parametrize("options", [[], ["-v"], ["--json"]], ids=["plain", "verbose", "json"])
+def test_nobody_reads_standard_error(programs: Programs, options: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    for command in (
+        [*STAGING, "upload", "laguna-xs.tar", URI, *options],
+        [*STAGING, "verify", URI, "--level", "digest", *options],
+        [*INSTALLED_DOWNLOADER, URI, "node", *options],
+    ):
+        process = subprocess.run(
+            command,
+            cwd=programs.directory,
+            env=programs.environment,
+            stdout=subprocess.PIPE,
+            stderr=write,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+        assert process.returncode == 0, command
+        assert "sha256:" in process.stdout
+    os.close(write)
+
+
+def test_one_broken_manifest_hides_no_other(
+    programs: Programs, scripted_s3: ScriptedS3, bucket: Bucket, published: str
+) -> None:
+    manifest = bucket.get(f"{PREFIX}.checkpoint/manifest.json")
+    bucket.put("a/.checkpoint/manifest.json", b'{"files": []}')
+    bucket.put("b/.checkpoint/manifest.json", manifest)
+    bucket.put("z/.checkpoint/manifest.json", manifest)
+    denied = Fault(
+        "GetObject", Status(403, "AccessDenied"), key="z/.checkpoint/manifest.json", occurrence=None
+    )
+    scripted_s3.script(denied)
+    outcome = programs.staging("ls", f"s3://{BUCKET}/", expect=16)
+    assert [line.split()[0] for line in outcome.stdout.splitlines()] == [f"s3://{BUCKET}/b/", URI]
+    errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert [line.rpartition("[")[2] for line in errors] == ["denied]", "manifest-malformed]"]
+    assert f"s3://{BUCKET}/a/" in errors[1]
+    found = programs.staging("ls", f"s3://{BUCKET}/", "--json", expect=16).document
+    assert [entry["uri"] for entry in found["checkpoints"]] == [f"s3://{BUCKET}/b/", URI]
+    assert [(entry["uri"], entry["code"]) for entry in found["errors"]] == [
+        (f"s3://{BUCKET}/a/", 16),
+        (f"s3://{BUCKET}/z/", 12),
+    ]
+    assert found["error"]["reference"] == "manifest-malformed"
 
 
 def on_a_terminal(programs: Programs, *command: str) -> tuple[int, str]:

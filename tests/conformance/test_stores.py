@@ -16,13 +16,14 @@ from staging.store.s3 import S3Store
 from staging.store.store import AlreadyExists, Changed, Store
 from staging.vocabulary import crc64
 from staging.vocabulary.errors import (
+    Conflict,
     IntegrityError,
     MalformedInput,
     NotFound,
     StagingError,
     StoreUnavailable,
 )
-from tests.support.s3server import CutBody, Fault, ScriptedS3
+from tests.support.s3server import CutBody, Fault, ScriptedS3, Status
 from tests.support.servers import Server
 from tests.support.stores import s3_store
 
@@ -279,6 +280,39 @@ def test_a_body_that_breaks_off_tells_how_far_it_came(
         assert done <= cut
         done += store.read_into("m/a", done, memoryview(buffer)[done:], etag=etag)
         assert (done, bytes(buffer)) == (1000, bytes(data))
+
+
+def test_a_conditional_request_that_met_another_is_sent_again(
+    scripted_s3: ScriptedS3, unique_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("staging.store.s3._CONFLICT_PAUSE", 0)
+    met = Status(409, "ConditionalRequestConflict")
+    with s3_store(scripted_s3, unique_bucket) as store:
+        scripted_s3.script(
+            Fault("PutObject", met, occurrence=(1, 2, 3)),
+            Fault("CompleteMultipartUpload", met, occurrence=(1, 2, 3)),
+        )
+        put(store, "m/a", b"x")
+        upload = store.create_multipart_upload("m/b")
+        part = store.upload_part(upload, 1, body(10), crc64nvme=checksum(body(10)))
+        store.complete_multipart_upload(upload, [part], crc64nvme=checksum(body(10)))
+        assert [info.key for info in store.list_objects("m/")] == ["m/a", "m/b"]
+
+
+def test_conditional_requests_are_sent_again_a_few_times_only(
+    scripted_s3: ScriptedS3, unique_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("staging.store.s3._CONFLICT_PAUSE", 0)
+    scripted_s3.script(
+        Fault("CompleteMultipartUpload", Status(409, "ConditionalRequestConflict"), occurrence=None)
+    )
+    with s3_store(scripted_s3, unique_bucket) as store:
+        upload = store.create_multipart_upload("m/b")
+        part = store.upload_part(upload, 1, body(10), crc64nvme=checksum(body(10)))
+        with pytest.raises(Conflict) as caught:
+            store.complete_multipart_upload(upload, [part], crc64nvme=checksum(body(10)))
+    assert caught.value.reference == "concurrent-write"
+    assert scripted_s3.requests.count("CompleteMultipartUpload") == 4
 
 
 def test_payloads_are_neither_hashed_nor_chunked_on_the_wire(

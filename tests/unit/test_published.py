@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from staging.published import find_published, read_manifest, require_id
+from staging.published import find_published, read_if_published, read_manifest, require_id
 from staging.store.s3 import S3Store
 from staging.vocabulary.errors import (
     AccessDenied,
@@ -77,6 +77,24 @@ def test_a_published_checkpoint_takes_one_request(server: ScriptedS3, store: S3S
     assert read_manifest(store, LOCATION) == MANIFEST
     assert read_manifest(store, LOCATION, expect_id=MANIFEST.id) == MANIFEST
     assert server.requests.operations() == ["GetObject", "GetObject"]
+
+
+def test_whether_anything_is_published_takes_one_request(
+    server: ScriptedS3, store: S3Store
+) -> None:
+    assert read_if_published(store, LOCATION) is None
+    fill(server, LOCATION.manifest_key, data=MANIFEST.encode())
+    assert read_if_published(store, LOCATION) == MANIFEST
+    assert server.requests.operations() == ["GetObject", "GetObject"]
+
+
+def test_a_manifest_that_is_none_is_told_with_its_place(server: ScriptedS3, store: S3Store) -> None:
+    fill(server, LOCATION.manifest_key, data=b'{"files": []}')
+    for read in (read_if_published, read_manifest):
+        with pytest.raises(MalformedInput) as caught:
+            read(store, LOCATION)
+        assert str(LOCATION) in caught.value.message
+        assert (caught.value.reference, caught.value.side) == ("manifest-malformed", "store")
 
 
 def test_no_bucket(server: ScriptedS3, store: S3Store) -> None:

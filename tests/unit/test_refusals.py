@@ -13,6 +13,7 @@ from staging.vocabulary.errors import (
     NotFound,
     StagingError,
     StoreUnavailable,
+    UsageError,
 )
 from staging.wire.wire import Cause, WireError
 
@@ -42,6 +43,11 @@ Row = tuple[str, str, int, type[StagingError], int, str]
 TABLE: list[Row] = [
     ("GetObject", "NoSuchBucket", 404, NotFound, 10, "bucket"),
     ("ListObjectsV2", "NoSuchBucket", 404, NotFound, 10, "bucket"),
+    # nothing that speaks S3, or a proxy in between
+    ("ListObjectsV2", "404", 404, NotFound, 10, "bucket"),
+    ("ListMultipartUploads", "NotFound", 404, NotFound, 10, "bucket"),
+    ("CreateMultipartUpload", "404", 404, NotFound, 10, "bucket"),
+    ("PutObject", "404", 404, NotFound, 10, "bucket"),
     ("GetObject", "NoSuchKey", 404, NotFound, 10, "object"),
     ("HeadObject", "404", 404, NotFound, 10, "object"),
     ("UploadPart", "NoSuchUpload", 404, NotFound, 10, "upload-gone"),
@@ -122,7 +128,8 @@ def test_every_code_has_its_class_and_reference(
     [
         ("connection", StoreUnavailable, 13, "connection"),
         ("credentials", AccessDenied, 12, "credentials"),
-        ("configuration", StagingError, 1, "request"),
+        ("configuration", UsageError, 2, "connection-settings"),
+        ("request", StagingError, 1, "request"),
     ],
 )
 def test_requests_without_an_answer(
@@ -130,9 +137,38 @@ def test_requests_without_an_answer(
 ) -> None:
     error = error_of("GetObject", "SomeError", cause=cause)
     assert type(error) is kind
-    assert (error.code, error.reference, error.side) == (exit_code, reference, "store")
+    assert (error.code, error.reference) == (exit_code, reference)
+    assert error.side == (None if kind is UsageError else "store")
+    assert error.hint
     assert "said the store" in error.message
     assert "s3://bucket/m/a" in error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("InvalidIdentityToken", 400), ("ExpiredTokenException", 400), ("AccessDenied", 403)],
+)
+def test_a_role_that_may_not_be_assumed_is_about_credentials(code: str, status: int) -> None:
+    error = error_of("AssumeRoleWithWebIdentity", code, status, cause="credentials")
+    assert type(error) is AccessDenied
+    assert (error.code, error.reference) == (12, "credentials")
+    assert f"AssumeRoleWithWebIdentity was refused: {code}" in error.message
+    assert error.hint
+    assert "annotation" in error.hint
+    assert "trust policy names this namespace" in error.hint
+
+
+@pytest.mark.parametrize(("code", "status"), [("Throttling", 400), ("InternalFailure", 500)])
+def test_a_service_for_credentials_that_is_not_well_is_asked_again(code: str, status: int) -> None:
+    error = error_of("AssumeRoleWithWebIdentity", code, status, cause="credentials")
+    assert (error.code, error.reference) == (13, "store-busy")
+
+
+def test_a_missing_address_is_no_missing_object() -> None:
+    error = error_of("ListObjectsV2", "404", 404)
+    assert "there is no object" not in error.message
+    assert error.hint
+    assert "--endpoint-url" in error.hint
 
 
 @pytest.mark.parametrize(
