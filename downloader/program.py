@@ -123,7 +123,7 @@ def read_orders(pairs: Sequence[str], expect_ids: Sequence[str]) -> list[Order]:
         Order(S3Location.parse(source), local_path(target), expect_id)
         for source, target, expect_id in zip(pairs[::2], pairs[1::2], ids, strict=True)
     ]
-    if len({order.directory for order in orders}) < count:
+    if len({os.path.realpath(order.directory) for order in orders}) < count:
         raise UsageError(
             "two checkpoints for one directory",
             reference="arguments",

@@ -46,6 +46,13 @@ def local_failure(error: OSError, path: str | Path) -> StagingError:
             " and mount the volume without readOnly",
             side="local",
         )
+    if error.errno == errno.ENOLCK:
+        return StagingError(
+            message,
+            reference="no-locks",
+            hint="this filesystem has no locks: mount it with locking, or use a local volume",
+            side="local",
+        )
     return StagingError(
         message,
         reference="local-io",

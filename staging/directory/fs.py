@@ -9,6 +9,7 @@ All methods raise OSError.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -17,6 +18,7 @@ from typing import Final
 
 # A FIFO must not block whoever opens it; for regular files and directories the flag means nothing.
 _ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
 
 
@@ -99,12 +101,14 @@ class Fs:
 
     def allocate(self, fd: int, size: int) -> None:
         """Make a file `size` bytes long and reserve its blocks where the filesystem can."""
-        try:
-            os.posix_fallocate(fd, 0, size)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise
-            os.ftruncate(fd, size)
+        # Not posix_fallocate: where the filesystem cannot, glibc writes a byte into every block instead.
+        while _LIBC.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
+            number = ctypes.get_errno()
+            if number in _UNSUPPORTED:
+                os.ftruncate(fd, size)
+                return
+            if number != errno.EINTR:
+                raise OSError(number, os.strerror(number))
 
     def add_mode(self, fd: int, bits: int) -> None:
         """Grant permissions without taking any away: a volume's setgid bit has to survive."""

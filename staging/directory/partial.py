@@ -14,7 +14,7 @@ import contextlib
 import threading
 
 from staging.directory.entry import Kind, Stamp
-from staging.directory.failure import local_failure, on_disk, symlink
+from staging.directory.failure import changed_locally, local_failure, on_disk, symlink
 from staging.directory.tree import FILE_MODE, Member, Tree, write_all
 from staging.transfer.scheduler import Cancelled
 from staging.vocabulary.errors import StagingError
@@ -23,14 +23,17 @@ from staging.vocabulary.errors import StagingError
 class PartialFile:
     """One partial file, open for writing from several threads."""
 
-    def __init__(self, tree: Tree, path: str, size: int) -> None:
-        """Open the file at `path` below `tree`, or create it, with `size` bytes reserved."""
+    def __init__(self, tree: Tree, path: str, size: int, *, expected: Stamp | None = None) -> None:
+        """Open the file at `path` below `tree`, or create it, with `size` bytes reserved.
+
+        With `expected`, bytes in it are counted on: raises Conflict unless it is there with that stamp.
+        """
         self._tree = tree
         self._path = path
         # One lock for writes and close: the kernel serialises writes to one inode anyway, and a thread
         # that was left behind must find the file closed, not the descriptor's next owner.
         self._lock = threading.Lock()
-        self._fd: int | None = _open(tree, path, size)
+        self._fd: int | None = _open(tree, path, size, expected)
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`. Raises Cancelled when the file was closed meanwhile."""
@@ -91,7 +94,9 @@ def _discard(tree: Tree, path: str, failure: StagingError) -> None:
         failure.add_note(f"it could not be removed either: {second.message}")
 
 
-def _open(tree: Tree, path: str, size: int) -> int:
+def _open(tree: Tree, path: str, size: int, expected: Stamp | None) -> int:
+    if expected is not None:
+        return _open_as_it_was(tree, path, expected)
     tree.make_directory(path.rpartition("/")[0])
     entry = tree.entry(path)
     if entry is not None and entry.kind is Kind.SYMLINK:
@@ -105,6 +110,21 @@ def _open(tree: Tree, path: str, size: int) -> int:
         if (0 if entry is None else entry.stamp.size) < size:
             with on_disk(path):
                 tree.fs.allocate(fd, size)
+        unless_returned.pop_all()
+    return fd
+
+
+def _open_as_it_was(tree: Tree, path: str, expected: Stamp) -> int:
+    """Open a file whose bytes are counted on; a new one in its place would be full of zeros."""
+    entry = tree.entry(path)
+    if entry is None or entry.kind is not Kind.FILE or entry.links != 1:
+        raise changed_locally(path)
+    with contextlib.ExitStack() as unless_returned:
+        fd = tree.open_writable(path)
+        unless_returned.callback(tree.fs.close, fd)
+        with on_disk(path):
+            if Stamp.of(tree.fs.fstat(fd)) != expected:
+                raise changed_locally(path)
         unless_returned.pop_all()
     return fd
 

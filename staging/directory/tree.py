@@ -361,6 +361,7 @@ def _open_root(fs: Fs, name: str, *, create: bool) -> int:
     with contextlib.ExitStack() as unless_returned:
         fd = fs.open(name, flags)
         unless_returned.callback(fs.close, fd)
+        fs.add_mode(fd, DIRECTORY_MODE)
         above = fs.open("..", flags, dir_fd=fd)
         try:
             fs.fsync(above)  # the new directory's own name has to be durable as well

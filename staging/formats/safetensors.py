@@ -6,8 +6,8 @@ file from a whole one; no weight is read.
 
 Invariants: nothing passes that the safetensors library (0.8) refuses; some of what it takes is refused,
 where two readers could differ: duplicate names, unknown fields, space in front of the JSON. The
-header's length is checked against the cap and the file's size before it is read (I11); parsing takes a
-small multiple of it.
+header's length is checked against the cap and the file's size before it is read (I11); parsing a hostile
+one takes up to some thirty times its length in memory.
 Not guaranteed: that the data is right, only that it is as long as it must be.
 """
 

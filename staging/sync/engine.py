@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from staging.directory.entry import Stamp
+from staging.directory.entry import Kind, Stamp
 from staging.directory.fs import Fs
 from staging.directory.local import LocalDirectory
 from staging.directory.names import PARTIAL_DIRECTORY, partial_directory
@@ -132,6 +132,7 @@ def sync(
         state = inspect(local, manifest, threads=threads, report=report)
         actions = plan(manifest, state)
         _refuse(actions, directory)
+        _drop_stale_partials(local, manifest)
         if _is_current(manifest, state, actions):  # another process came first
             return _already_present(manifest)
         for action in actions:
@@ -141,7 +142,6 @@ def sync(
                         f"{action.path!r} is of an earlier version but was changed: it stays", True
                     )
                 )
-        _drop_stale_partials(local, manifest)
         fetches = [action for action in actions if isinstance(action, Fetch)]
         _check_space(local, fetches)
         fetching = Fetching(store, location, local.tree, manifest, sizing, report=report, rng=rng)
@@ -195,9 +195,21 @@ def _present(directory: Path, wanted: str, fs: Fs, report: Reporter) -> Manifest
         if manifest is None or not marker.covers(manifest) or not local.is_intact(marker):
             return None
         if any(
-            is_loaded_weight(name) and name not in marker.files for name in local.tree.listing()
+            is_loaded_weight(name)
+            and name not in marker.files
+            and (entry := local.tree.entry(name)) is not None
+            and entry.kind is not Kind.DIRECTORY
+            for name in local.tree.listing()
         ):
-            return None  # somebody else's, or a directory: the plan tells
+            return None  # somebody else's: the plan tells
+        if local.tree.listing(PARTIAL_DIRECTORY):
+            report(
+                Note(
+                    f"{str(directory / PARTIAL_DIRECTORY)!r} holds what an interrupted download of"
+                    " another version left; it may be removed",
+                    warning=True,
+                )
+            )
         return manifest
 
 

@@ -115,6 +115,7 @@ class Fetching:
                         action.file,
                         f"{directory}/{action.file.path}",
                         len(parts),
+                        action.partial,
                     )
                     files.append(file)
                     if not parts:
@@ -229,8 +230,11 @@ class Fetching:
 class _File:
     """A file that parts are written to: opened by the first, made durable and closed by the last."""
 
-    def __init__(self, tree: Tree, entry: ManifestFile, name: str, parts: int) -> None:
+    def __init__(
+        self, tree: Tree, entry: ManifestFile, name: str, parts: int, expected: Stamp | None
+    ) -> None:
         self.entry = entry
+        self._expected = expected
         self.stamp: Stamp | None = None
         self._tree = tree
         self._name = name
@@ -261,7 +265,9 @@ class _File:
     def _opened(self) -> PartialFile:
         with self._lock:
             if self._partial is None:
-                self._partial = PartialFile(self._tree, self._name, self.entry.size)
+                self._partial = PartialFile(
+                    self._tree, self._name, self.entry.size, expected=self._expected
+                )
             return self._partial
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from staging.directory.entry import Entry, Kind
+from staging.directory.entry import Entry, Kind, Stamp
 from staging.directory.failure import changed_locally, symlink
 from staging.directory.local import LocalDirectory
 from staging.directory.marker import Marker
@@ -115,6 +115,7 @@ def _partials(
     report: Reporter,
 ) -> dict[str, PartialState]:
     found: list[tuple[ManifestFile, Entry, Hashing]] = []
+    short: dict[str, PartialState] = {}
     directory = partial_directory(manifest.id)
     for file in files:
         name = f"{directory}/{file.path}"
@@ -123,29 +124,41 @@ def _partials(
             continue
         if entry.kind is Kind.SYMLINK:
             raise symlink(name)
-        if entry.kind is not Kind.FILE or entry.links != 1 or entry.stamp.size != file.size:
+        if entry.kind is not Kind.FILE or entry.links != 1 or entry.stamp.size > file.size:
             continue  # nothing to go on from; it is made anew
+        if (
+            entry.stamp.size < file.size
+        ):  # cut short while it was reserved: it holds blocks, no bytes
+            short[file.path] = PartialState(frozenset(), entry.allocated)
+            continue
         found.append((file, entry, Hashing(name, file.size, manifest.hash, is_partial=True)))
     hash_chunks(tree, [hashing for _, _, hashing in found], threads=threads, report=report)
-    return {
+    whole = {
         file.path: PartialState(
             frozenset(
                 index for index, value in hashing.chunks.items() if value == file.chunks[index]
             ),
             entry.allocated,
+            hashing.stamp,
         )
         for file, entry, hashing in found
     }
+    return whole | short
 
 
 @dataclass(slots=True)
 class Hashing:
-    """One file to hash in one family; `chunks` receives the digests of chunks that are not holes."""
+    """One file to hash in one family.
+
+    `chunks` receives the digests of chunks that are not holes, `stamp` what a partial file had when it
+    was durable and its hashing began.
+    """
 
     path: str
     size: int
     family: HashFamily
     is_partial: bool = False
+    stamp: Stamp | None = None
     chunks: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -171,6 +184,8 @@ def hash_chunks(
         with tree.open_member(hashing.path) as member:
             if hashing.is_partial:
                 settle(tree, member)
+                entry = tree.entry(hashing.path)
+                hashing.stamp = None if entry is None else entry.stamp
                 stored[number] = _chunks_with_data(member.data_extents(), hashing.size)
             else:
                 member.settle()

@@ -27,10 +27,14 @@ from staging.vocabulary.paths import SafePath
 
 @dataclass(frozen=True, slots=True)
 class PartialState:
-    """A partial file: the indexes of its chunks that have the wanted digest, and its bytes of disk."""
+    """A partial file: the indexes of its chunks that have the wanted digest, and its bytes of disk.
+
+    `stamp` is what it had when it was hashed: the chunks are only there as long as it has that stamp.
+    """
 
     chunks: frozenset[int]
     allocated: int
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +67,15 @@ class Fetch:
     """Complete the file's partial file and put it in place.
 
     `missing` are chunk indexes, none when an interrupted run left it complete; `replaces` is the stamp
-    of an earlier version's file, where there is one; `allocated` the bytes of disk it already has.
+    of an earlier version's file, where there is one; `allocated` the bytes of disk it already has;
+    `partial` the stamp of the partial file that holds the chunks which are not missing.
     """
 
     file: ManifestFile
     missing: tuple[int, ...]
     replaces: Stamp | None = None
     allocated: int = 0
+    partial: Stamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +220,8 @@ def _settle(
         return Refuse(path, "foreign-file", "is not a regular file")
     partial = state.partial.get(path, PartialState(frozenset(), 0))
     missing = tuple(index for index in range(chunk_count(file.size)) if index not in partial.chunks)
-    return Fetch(file, missing, replaces, partial.allocated)
+    relied_on = partial.stamp if partial.chunks else None
+    return Fetch(file, missing, replaces, partial.allocated, relied_on)
 
 
 def _goes_away(

@@ -80,8 +80,13 @@ def _extra_weights(local: LocalDirectory, manifest: Manifest) -> list[Problem]:
     return [
         extra_weight(name)
         for name in local.tree.listing()
-        if is_loaded_weight(name) and name not in names
+        if is_loaded_weight(name) and name not in names and not _is_directory(local, name)
     ]
+
+
+def _is_directory(local: LocalDirectory, name: str) -> bool:
+    entry = local.tree.entry(name)
+    return entry is not None and entry.kind is Kind.DIRECTORY
 
 
 def _compare(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from downloader.program import read_orders
+from staging.vocabulary.errors import UsageError
 from staging.vocabulary.manifest import Manifest
 from tests.cli.programs import Programs
 from tests.support.checkpoints import hugging_face, manifest_of, read_tree, vendor
@@ -270,3 +272,14 @@ def test_verify_finds_what_changed_on_the_node(programs: Programs, bucket: Bucke
     (node / "config.yaml").unlink()
     programs.download(uri("a"), "node")
     assert read_tree(node) == A
+
+
+def test_one_directory_in_two_spellings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the second checkpoint would replace the first, and both would count as there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for other in (str(tmp_path / "m"), "link/m", "./m"):
+        with pytest.raises(UsageError, match="one directory"):
+            read_orders([uri("a"), "m", uri("b"), other], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from staging.directory import fs as fs_module
 from staging.directory.entry import Kind, Stamp
 from staging.directory.failure import local_failure
 from staging.directory.fs import Fs
@@ -328,24 +330,51 @@ def test_what_cannot_be_gone_on_from_is_made_anew(
     assert other.read_bytes() == b"precious"
 
 
-def test_preallocation_falls_back_to_the_length(
+class _Libc:
+    """A C library whose fallocate fails."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def fallocate(self, *arguments: object) -> int:
+        ctypes.set_errno(self._number)
+        return -1
+
+
+def test_preallocation_falls_back_to_the_length_alone(
     tree: Tree, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "not supported")
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
-    PartialFile(tree, "file", 12345).close()
-    assert (root / "file").stat().st_size == 12345
+    """The C library's own fallback would write into every block of a large file."""
+    monkeypatch.setattr(fs_module, "_LIBC", _Libc(errno.EOPNOTSUPP))
+    PartialFile(tree, "file", 1 << 20).close()
+    assert (root / "file").stat().st_size == 1 << 20
+    assert (root / "file").stat().st_blocks == 0
 
 
 def test_preallocation_reports_a_full_disk(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(fs_module, "_LIBC", _Libc(errno.ENOSPC))
     with pytest.raises(NoSpace):
         PartialFile(tree, "file", 12345)
+
+
+@pytest.mark.parametrize("change", ["gone", "other", "touched"])
+def test_a_file_whose_bytes_are_counted_on_must_be_the_same(
+    tree: Tree, root: Path, change: str
+) -> None:
+    (root / "file").write_bytes(bytes(5))
+    expected = Stamp.of((root / "file").stat())
+    if change == "gone":
+        (root / "file").unlink()
+    elif change == "other":
+        (root / "new").write_bytes(bytes(5))
+        (root / "new").rename(root / "file")
+    else:
+        os.utime(root / "file", ns=(1, 1))
+    before = sorted(root.iterdir())
+    with pytest.raises(Conflict) as caught:
+        PartialFile(tree, "file", 5, expected=expected)
+    assert caught.value.reference == "changed-locally"
+    assert sorted(root.iterdir()) == before
 
 
 def test_without_seek_hole_everything_counts_as_data(

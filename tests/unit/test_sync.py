@@ -19,11 +19,13 @@ from pathlib import Path
 import pytest
 
 from staging.directory.fs import Fs
+from staging.directory.local import LocalDirectory
 from staging.directory.marker import Marker
 from staging.directory.names import READY_NAME, begun_name, partial_directory
 from staging.store.store import Changed
 from staging.sync import SyncOptions, SyncResult, sync
 from staging.transfer import scheduler
+from staging.verify import Level, verify_directory
 from staging.vocabulary.digest import CHUNK_SIZE, HashFamily
 from staging.vocabulary.errors import (
     Conflict,
@@ -285,7 +287,9 @@ def test_files_are_readable_for_other_users_whatever_the_umask(
         run(store, A, dst)
     finally:
         os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in dst.rglob("*") if path.name != "lock"} == {
+    assert {
+        path.stat().st_mode & 0o777 for path in (dst, *dst.rglob("*")) if path.name != "lock"
+    } == {
         0o644,
         0o755,
     }
@@ -433,6 +437,61 @@ def test_garbage_in_a_partial_file_is_found_and_fetched_again(
     assert_complete(dst, manifest, large)
     assert result.resumed_bytes == 33 * MIB - CHUNK_SIZE
     assert ("models/a/a.safetensors", 0, CHUNK_SIZE) in store.ranges
+
+
+@pytest.mark.parametrize("complete", [False, True], ids=["partly", "complete"])
+@pytest.mark.parametrize("replaced", [False, True], ids=["gone", "replaced"])
+def test_a_partial_file_that_goes_after_it_was_hashed_is_not_counted_on(
+    store: CountingStore, dst: Path, large: dict[str, bytes], complete: bool, replaced: bool
+) -> None:
+    """Somebody frees a full disk while a resumed download runs: no file of zeros may result."""
+    manifest = store.publish(A, large)
+    data = large["b.safetensors"]
+    partial = dst / partial_directory(manifest.id) / "b.safetensors"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(data if complete else data[:CHUNK_SIZE] + bytes(5))
+
+    def remove(key: str, offset: int) -> None:  # while the file before it is fetched
+        if key.endswith("a.safetensors") and offset == 0:
+            partial.unlink()
+            if replaced:
+                partial.write_bytes(bytes(len(data)))
+
+    store.before_range = remove
+    with pytest.raises(Conflict) as caught:
+        run(store, A, dst, options=ONE_BY_ONE)
+    assert caught.value.reference == "changed-locally"
+    assert not (dst / READY_NAME).exists()
+    store.forget()
+    run(store, A, dst)
+    assert_complete(dst, manifest, large)
+
+
+def test_what_an_interrupted_upgrade_left_is_told_after_a_rollback(
+    store: CountingStore, dst: Path
+) -> None:
+    store.publish(A, FILES_A)
+    run(store, A, dst)
+    leftover = dst / partial_directory("sha256:" + "0" * 64) / "model.safetensors"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"x")
+    events: list[Event] = []
+    assert run(store, A, dst, events=events).already_present
+    (note,) = [event for event in events if isinstance(event, Note)]
+    assert note.warning
+    assert ".checkpoint/partial" in note.text
+
+
+def test_a_directory_of_the_checkpoint_is_no_foreign_weight(
+    store: CountingStore, dst: Path
+) -> None:
+    files = {**FILES_A, "consolidated/params.json": b"{}"}
+    manifest = store.publish(A, files)
+    run(store, A, dst)
+    assert run(store, A, dst).already_present
+    with LocalDirectory(dst) as local:
+        outcome = verify_directory(local, manifest, Level.SIZE, memory=256 * MIB, cores=2)
+    assert outcome.passed
 
 
 def test_a_partial_file_with_another_name_is_never_written_to(
