@@ -25,12 +25,11 @@ from staging.source.source import Source
 from staging.store.store import ObjectInfo, Store
 from staging.transfer.budget import Budget
 from staging.transfer.scheduler import Scheduler
-from staging.transfer.sizing import BASE_MEMORY, Sizing
+from staging.transfer.sizing import BASE_MEMORY
 from staging.upload import target
 from staging.upload.commit import Commit
 from staging.upload.parts import PartSender, StagedFile
 from staging.upload.plan import Plan, UploadOptions, plan, require_layout
-from staging.vocabulary.digest import HashFamily
 from staging.vocabulary.errors import Conflict, IntegrityError, StagingError
 from staging.vocabulary.events import Note, Reporter, Started, silent
 from staging.vocabulary.location import S3Location
@@ -38,6 +37,14 @@ from staging.vocabulary.manifest import Manifest
 from staging.vocabulary.paths import SafePath
 
 _SHOWN: Final = 5
+_UNFINISHED: Final = (
+    "stopped while objects were becoming visible: the same command finishes the upload; until then"
+    " nobody uses them, for there is no manifest"
+)
+_STUCK: Final = (
+    "objects of this upload lie under the prefix without a manifest: nobody uses them; use another"
+    " prefix, or remove everything under this one"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,15 @@ def upload(
         _refuse_foreign(objects, holder, location, known)
     report(_started("upload", known))
     budget = Budget(options.memory - BASE_MEMORY)
-    sender = _sender(source, location, store, options.hash, known.sizing, budget, report)
+    sender = PartSender(
+        source,
+        location,
+        store,
+        family=options.hash,
+        least_part_size=known.sizing.part_size,
+        budget=budget,
+        report=report,
+    )
     commit = None
     try:
         with Scheduler(known.sizing.concurrency) as scheduler:
@@ -151,6 +166,7 @@ def _compare(
 ) -> UploadResult:
     """Find out whether the source is what is published; sends nothing.
 
+    Of the published objects names and sizes are looked at, no bytes: `staging verify` proves those.
     Raises Conflict if it is not, and IntegrityError when what is published is not whole.
     """
     target.require_complete(store, location, there)
@@ -162,8 +178,15 @@ def _compare(
             raise target.differs(location, there.id, what)
     report(Note(f"{location} already holds {there.id}: comparing digests, sending nothing"))
     report(_started("compare", known))
-    budget = Budget(options.memory - BASE_MEMORY)
-    sender = _sender(source, location, None, there.hash, known.sizing, budget, report)
+    sender = PartSender(
+        source,
+        location,
+        None,  # nothing is sent, only the digests are wanted
+        family=there.hash,
+        least_part_size=known.sizing.part_size,
+        budget=Budget(options.memory - BASE_MEMORY),
+        report=report,
+    )
     with Scheduler(known.sizing.concurrency) as scheduler:
         sender.send(scheduler)
     source.finish()
@@ -211,26 +234,6 @@ def _started(phase: str, known: Plan) -> Started:
     return Started(phase, known.total_size, None if known.files is None else len(known.files))
 
 
-def _sender(
-    source: Source,
-    location: S3Location,
-    store: Store | None,
-    family: HashFamily,
-    sizing: Sizing,
-    budget: Budget,
-    report: Reporter,
-) -> PartSender:
-    return PartSender(
-        source,
-        location,
-        store,
-        family=family,
-        least_part_size=sizing.part_size,
-        budget=budget,
-        report=report,
-    )
-
-
 def _manifest(
     source: Source,
     files: Sequence[StagedFile],
@@ -273,18 +276,6 @@ def _give_up(
         if isinstance(error, StagingError):
             error.document = {**error.document, "leftovers": left}
         if commit is not None and commit.started:
-            report(Note(_UNFINISHED if _may_finish(error) else _STUCK, warning=True))
-
-
-_UNFINISHED: Final = (
-    "stopped while objects were becoming visible: the same command finishes the upload; until then"
-    " nobody uses them, for there is no manifest"
-)
-_STUCK: Final = (
-    "objects of this upload lie under the prefix without a manifest: nobody uses them; use another"
-    " prefix, or remove everything under this one"
-)
-
-
-def _may_finish(error: BaseException) -> bool:
-    return not isinstance(error, (Conflict, IntegrityError))
+            # Running again does not help where something else is in the way or was damaged.
+            stuck = isinstance(error, (Conflict, IntegrityError))
+            report(Note(_STUCK if stuck else _UNFINISHED, warning=True))
