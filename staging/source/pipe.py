@@ -16,6 +16,7 @@ class Pipe:
     """A tar read from a stream such as standard input."""
 
     kind = "pipe"
+    identity = None
     sequential = True
     size = None
 

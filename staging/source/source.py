@@ -21,12 +21,16 @@ from staging.vocabulary.paths import SafePath
 class SourceFile:
     """A file the source holds: its path below the version prefix and its size in bytes.
 
-    `offset` is where its data begins in the source, in bytes, for the source's own use.
+    `offset` is where its data begins in the source, in bytes, for the source's own use. `stamp` is a
+    short text that is another one when the file's bytes are likely others (of a tar, the digest of the
+    member's header, which holds its time): it tells whether an interrupted upload is worth a look, and
+    proves nothing.
     """
 
     path: SafePath
     size: int
     offset: int
+    stamp: str = ""
 
 
 class Source(Protocol):
@@ -45,6 +49,14 @@ class Source(Protocol):
     @property
     def size(self) -> int | None:
         """Bytes of the whole source, or None when it does not tell before its end."""
+        ...
+
+    @property
+    def identity(self) -> str | None:
+        """A text that is equal only if every byte of the source is, such as an object's strong ETag.
+
+        None where nothing vouches for the bytes: a local file may be anything the next time.
+        """
         ...
 
     @property

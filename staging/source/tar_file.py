@@ -21,6 +21,7 @@ class TarFile:
     """A tar on this machine. Not for pipes or devices: those are sequential."""
 
     kind = "tar"
+    identity = None
     sequential = False
 
     def __init__(
