@@ -6,9 +6,10 @@ new ETag, even when the bytes are equal. Nothing outlives the process.
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from staging.store.store import (
@@ -17,6 +18,8 @@ from staging.store.store import (
     MIN_PART_SIZE,
     AlreadyExists,
     Changed,
+    ListedPart,
+    ListedUpload,
     Listing,
     MultipartUpload,
     ObjectInfo,
@@ -36,14 +39,21 @@ class _Object:
 @dataclass(slots=True)
 class _Upload:
     upload: MultipartUpload
-    parts: dict[int, tuple[bytes, UploadedPart]] = field(default_factory=dict)
+    initiated: datetime.datetime
+    parts: dict[int, tuple[bytes, UploadedPart, datetime.datetime]] = field(default_factory=dict)
 
 
 class MemoryStore:
     """A `Store` that holds its objects in memory. Safe to use from several threads."""
 
-    def __init__(self, bucket: str = "memory") -> None:
+    def __init__(
+        self,
+        bucket: str = "memory",
+        *,
+        now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
+    ) -> None:
         self._bucket = bucket
+        self._now = now
         self._lock = threading.RLock()
         self._objects: dict[str, _Object] = {}
         self._uploads: dict[str, _Upload] = {}
@@ -89,7 +99,9 @@ class MemoryStore:
         with self._lock:
             keys = sorted((key for key in self._objects if key.startswith(prefix)), key=str.encode)
             infos = [self._objects[key].info for key in keys]
-        return (ObjectInfo(info.key, info.size, info.etag) for info in infos)
+        return (
+            ObjectInfo(info.key, info.size, info.etag, modified=info.modified) for info in infos
+        )
 
     def list_level(self, prefix: str, *, limit: int = 1000) -> Listing:
         """At most `limit` entries of one level below `prefix`."""
@@ -118,7 +130,7 @@ class MemoryStore:
         """Open a multipart upload."""
         with self._lock:
             upload = MultipartUpload(key, f"upload-{next(self._versions)}")
-            self._uploads[upload.upload_id] = _Upload(upload)
+            self._uploads[upload.upload_id] = _Upload(upload, self._now())
             return upload
 
     def upload_part(
@@ -131,7 +143,7 @@ class MemoryStore:
         self._check(upload.key, data, crc64nvme)
         with self._lock:
             part = UploadedPart(number, self._etag(), crc64nvme)
-            self._open(upload).parts[number] = (data, part)
+            self._open(upload).parts[number] = (data, part, self._now())
             return part
 
     def complete_multipart_upload(
@@ -142,7 +154,7 @@ class MemoryStore:
             waiting = self._open(upload).parts
             pieces: list[bytes] = []
             for before, part in zip([None, *parts], parts, strict=False):
-                data, known = waiting.get(part.number, (b"", None))
+                data, known, _ = waiting.get(part.number, (b"", None, None))
                 if known != part or (before is not None and before.number >= part.number):
                     raise _part_refused(upload, f"part {part.number}, unknown or out of order")
                 pieces.append(data)
@@ -158,12 +170,25 @@ class MemoryStore:
         with self._lock:
             self._uploads.pop(upload.upload_id, None)
 
-    def list_multipart_uploads(self, prefix: str) -> Iterator[MultipartUpload]:
+    def list_multipart_uploads(self, prefix: str) -> Iterator[ListedUpload]:
         """All open uploads below `prefix`, as they were at the call."""
         with self._lock:
-            uploads = [open_.upload for open_ in self._uploads.values()]
-        found = [upload for upload in uploads if upload.key.startswith(prefix)]
-        return iter(sorted(found, key=lambda upload: (upload.key.encode(), upload.upload_id)))
+            found = [
+                ListedUpload(open_.upload, open_.initiated)
+                for open_ in self._uploads.values()
+                if open_.upload.key.startswith(prefix)
+            ]
+        found.sort(key=lambda listed: (listed.upload.key.encode(), listed.upload.upload_id))
+        return iter(found)
+
+    def list_parts(self, upload: MultipartUpload) -> Iterator[ListedPart]:
+        """The parts that wait in an upload, as they were at the call. Raises NotFound."""
+        with self._lock:
+            waiting = sorted(self._open(upload).parts.items())
+        return (
+            ListedPart(number, len(data), part.etag, part.crc64nvme, modified)
+            for number, (data, part, modified) in waiting
+        )
 
     def delete(self, key: str, *, etag: str) -> None:
         """Delete the version `etag`, if there is an object. Raises Changed for another version."""
@@ -194,7 +219,7 @@ class MemoryStore:
             raise AlreadyExists(
                 f"there is already an object {self._uri(key)}", reference="exists", side="store"
             )
-        info = ObjectInfo(key, len(data), etag, checksum)
+        info = ObjectInfo(key, len(data), etag, checksum, modified=self._now())
         self._objects[key] = _Object(data, info)
         return info
 
@@ -203,7 +228,7 @@ class MemoryStore:
         if found is None or found.upload != upload:
             raise NotFound(
                 f"there is no open upload {upload.upload_id} of {self._uri(upload.key)}",
-                reference="upload",
+                reference="upload-gone",
                 side="store",
             )
         return found

@@ -15,6 +15,8 @@ from typing import Any, Final
 from staging.store.refusals import translate
 from staging.store.store import (
     Changed,
+    ListedPart,
+    ListedUpload,
     Listing,
     MultipartUpload,
     ObjectInfo,
@@ -198,19 +200,38 @@ class S3Store:
             if error.reference == "bucket":
                 raise
 
-    def list_multipart_uploads(self, prefix: str) -> Iterator[MultipartUpload]:
+    def list_multipart_uploads(self, prefix: str) -> Iterator[ListedUpload]:
         """All open uploads below `prefix`, page by page."""
         more: dict[str, Any] = {}
         while True:
             answer = self._call("ListMultipartUploads", None, Prefix=prefix, **more)
             for entry in answer.get("Uploads", []):
-                yield MultipartUpload(entry["Key"], entry["UploadId"])
+                yield ListedUpload(
+                    MultipartUpload(entry["Key"], entry["UploadId"]), entry.get("Initiated")
+                )
             if not answer.get("IsTruncated"):
                 return
             more = {
                 "KeyMarker": answer["NextKeyMarker"],
                 "UploadIdMarker": answer["NextUploadIdMarker"],
             }
+
+    def list_parts(self, upload: MultipartUpload) -> Iterator[ListedPart]:
+        """The parts that wait in an upload, page by page."""
+        more: dict[str, Any] = {}
+        while True:
+            answer = self._call("ListParts", upload.key, UploadId=upload.upload_id, **more)
+            for entry in answer.get("Parts", []):
+                yield ListedPart(
+                    number=entry["PartNumber"],
+                    size=entry["Size"],
+                    etag=_etag(entry),
+                    crc64nvme=entry.get("ChecksumCRC64NVME"),
+                    modified=entry.get("LastModified"),
+                )
+            if not answer.get("IsTruncated"):
+                return
+            more = {"PartNumberMarker": answer["NextPartNumberMarker"]}
 
     def delete(self, key: str, *, etag: str) -> None:
         """Delete one version of an object."""
@@ -291,4 +312,5 @@ def _info(key: str, answer: Mapping[str, Any], *, size: int) -> ObjectInfo:
         etag=_etag(answer),
         crc64nvme=answer.get("ChecksumCRC64NVME"),
         metadata=dict(answer.get("Metadata", {})),
+        modified=answer.get("LastModified"),
     )

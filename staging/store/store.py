@@ -24,6 +24,7 @@ finds out from its own requests what a store does (`staging.upload.target`), for
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -55,7 +56,8 @@ class ObjectInfo:
 
     `etag` has no quotes and is the version's name for `If-Match`; it is not a digest.
     `crc64nvme` is the stored full-object checksum as base64, where the store has one; a listing
-    never has it. `metadata` is user metadata, from HEAD only.
+    never has it. `metadata` is user metadata, from HEAD only. `modified` is the store's time of it,
+    where the answer told it.
     """
 
     key: str
@@ -63,6 +65,7 @@ class ObjectInfo:
     etag: str
     crc64nvme: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    modified: datetime.datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,32 @@ class MultipartUpload:
 
     key: str
     upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListedUpload:
+    """An open multipart upload as a listing tells of it.
+
+    `initiated` is by the store's clock; None where the store does not tell.
+    """
+
+    upload: MultipartUpload
+    initiated: datetime.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPart:
+    """A part that waits in an open upload, as a listing tells of it.
+
+    `size` is in bytes; `crc64nvme` is base64 where the store tells it; `etag` has no quotes and is the
+    MD5 of the part at some stores and in some settings; `modified` is by the store's clock, where told.
+    """
+
+    number: int
+    size: int
+    etag: str
+    crc64nvme: str | None
+    modified: datetime.datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +190,12 @@ class Store(Protocol):
         """Drop an open upload and its parts. An upload that is gone already is no error."""
         ...
 
-    def list_multipart_uploads(self, prefix: str) -> Iterator[MultipartUpload]:
+    def list_multipart_uploads(self, prefix: str) -> Iterator[ListedUpload]:
         """All open uploads below `prefix`, whoever opened them."""
+        ...
+
+    def list_parts(self, upload: MultipartUpload) -> Iterator[ListedPart]:
+        """The parts that wait in an upload, in order. Raises NotFound when the upload is gone."""
         ...
 
     def delete(self, key: str, *, etag: str) -> None:

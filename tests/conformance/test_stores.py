@@ -6,6 +6,7 @@ exactly that.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 
@@ -37,6 +38,8 @@ LACKS: dict[tuple[str, str], str] = {
     ("rclone", "conditional-delete"): "deletes another version",
     ("rclone", "keeps-crc"): "keeps no checksum of a multipart object",
     ("rclone", "lists-uploads"): "lists no uploads",
+    ("moto", "lists-part-checksums"): "tells number, size and ETag alone",
+    ("rclone", "lists-part-checksums"): "tells number, size and ETag alone",
     ("rclone", "replaces-parts"): "refuses a part that was sent before",
     ("moto", "upload-gone"): "answers 500 to Complete",
 }
@@ -217,7 +220,7 @@ def test_an_aborted_upload_is_gone(store: Store, server: str) -> None:
     upload = store.create_multipart_upload("m/a")
     part = store.upload_part(upload, 1, body(10), crc64nvme=checksum(body(10)))
     if not lacks(server, "lists-uploads"):
-        assert list(store.list_multipart_uploads("m/")) == [upload]
+        assert [listed.upload for listed in store.list_multipart_uploads("m/")] == [upload]
         assert not list(store.list_multipart_uploads("other/"))
     store.abort_multipart_upload(upload)
     store.abort_multipart_upload(upload)
@@ -225,6 +228,37 @@ def test_an_aborted_upload_is_gone(store: Store, server: str) -> None:
     with pytest.raises(refusal):
         store.complete_multipart_upload(upload, [part], crc64nvme=checksum(body(10)))
     assert not list(store.list_multipart_uploads("m/"))
+
+
+def test_waiting_parts_are_listed_with_their_checksums(store: Store, server: str) -> None:
+    upload = store.create_multipart_upload("m/a")
+    assert list(store.list_parts(upload)) == []
+    parts = []
+    for number, size in ((3, 10), (1, 5 * MIB)):
+        data = body(size, number)
+        parts.append(store.upload_part(upload, number, data, crc64nvme=checksum(data)))
+    listed = list(store.list_parts(upload))
+    assert [(part.number, part.size) for part in listed] == [(1, 5 * MIB), (3, 10)]
+    if server != "memory":
+        md5 = hashlib.md5(body(10, 3), usedforsecurity=False).hexdigest()
+        assert listed[1].etag == md5
+    assert [part.etag for part in listed] == [parts[1].etag, parts[0].etag]
+    told = [part.crc64nvme for part in listed]
+    expected = [parts[1].crc64nvme, parts[0].crc64nvme]
+    assert told == ([None, None] if lacks(server, "lists-part-checksums") else expected)
+    store.abort_multipart_upload(upload)
+    with pytest.raises(NotFound) as caught:
+        list(store.list_parts(upload))
+    assert caught.value.reference == "upload-gone"
+
+
+def test_many_parts_take_many_pages(scripted_s3: ScriptedS3, unique_bucket: str) -> None:
+    with s3_store(scripted_s3, unique_bucket) as store:
+        upload = store.create_multipart_upload("m/a")
+        data = body(10)
+        for number in range(1, 1003):
+            store.upload_part(upload, number, data, crc64nvme=checksum(data))
+        assert [part.number for part in store.list_parts(upload)] == list(range(1, 1003))
 
 
 def test_a_prefix_never_meets_its_siblings(store: Store) -> None:
