@@ -1,13 +1,17 @@
-"""Sizes as people write and read them: units are required, output is decimal."""
+"""Sizes and times as people write and read them: units are required, output is decimal."""
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Any, Final
 
 import click
 
 _UNITS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_AGE: Final = re.compile(r"(\d+) ?([smhd])")
+_AGE_DIGITS: Final = 6
 _TEXT: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(iB|i|B)?", re.IGNORECASE)
 
 
@@ -25,6 +29,21 @@ class Size(click.ParamType[int]):
             self.fail(f"{value!r} is not a size with a unit, such as 64MiB or 2GB", param, ctx)
         base = 1000 if (match[3] or "").upper() == "B" else 1024
         return int(float(match[1]) * base ** _UNITS[match[2].upper()])
+
+
+class Age(click.ParamType[datetime.timedelta]):
+    """A time span with a unit: `0s`, `30m`, `24h`, `7d`."""
+
+    name = "age"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime.timedelta:
+        """Return the time span, or fail as click does."""
+        match = _AGE.fullmatch(str(value).strip())
+        if match is None or len(match[1]) > _AGE_DIGITS:
+            self.fail(f"{value!r} is not a time span with a unit, such as 30m or 24h", param, ctx)
+        return datetime.timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
 def size(count: int | float) -> str:

@@ -174,9 +174,11 @@ class S3Store:
         self, upload: MultipartUpload, parts: Sequence[UploadedPart], *, crc64nvme: str
     ) -> None:
         """Make the object from its parts, conditionally."""
-        self._create(
+        # Not repeated after a 409, which means that the parts have to be sent again.
+        self._call(
             "CompleteMultipartUpload",
             upload.key,
+            IfNoneMatch="*",
             UploadId=upload.upload_id,
             MultipartUpload={
                 "Parts": [

@@ -182,7 +182,8 @@ class Store(Protocol):
         """Make the object from its parts with `If-None-Match: *`; the store checks the combined CRC.
 
         Raises AlreadyExists when there is an object, NotFound when the upload is gone (perhaps
-        because it was completed), IntegrityError when the checksum is refused.
+        because it was completed), IntegrityError when the checksum or a part is refused, and Conflict
+        `concurrent-write` when the store wants a new upload because another write was under way.
         """
         ...
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from staging.published import read_if_published
 from staging.store.store import AlreadyExists, ObjectInfo, Store
@@ -22,7 +23,8 @@ from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
 from staging.transfer.scheduler import Cancellation, Scheduler
 from staging.upload import target
-from staging.upload.parts import StagedFile
+from staging.upload.parts import PartSender, send_checked
+from staging.upload.staged import Fate, StagedFile
 from staging.upload.target import Proven
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import chunk_span
@@ -33,9 +35,12 @@ from staging.vocabulary.errors import (
     NotFound,
     StagingError,
 )
-from staging.vocabulary.events import Note, Reporter
+from staging.vocabulary.events import FileDone, Moved, Note, Reporter
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest, ManifestFile
+
+_COMPLETIONS: Final = 3
+"""Times a file's upload is completed: parts may have to be looked at, or sent, again."""
 
 
 class Commit:
@@ -46,7 +51,7 @@ class Commit:
         store: Store,
         location: S3Location,
         manifest: Manifest,
-        files: Sequence[StagedFile],
+        sender: PartSender,
         *,
         budget: Budget,
         concurrency: int,
@@ -57,7 +62,8 @@ class Commit:
         self._store = store
         self._location = location
         self.manifest = manifest
-        self._files = files
+        self._sender = sender
+        self._files: Sequence[StagedFile] = sender.files
         self._budget = budget
         self._concurrency = concurrency
         self._allow_existing = allow_existing
@@ -66,6 +72,8 @@ class Commit:
         self._entries = {file.path: file for file in manifest.files}
         self._proven: Proven | None = None
         self._visible = False
+        self.settled: set[str] = set()
+        """Ids of uploads that were completed, or are gone because the object is there."""
 
     @property
     def started(self) -> bool:
@@ -121,17 +129,95 @@ class Commit:
     def _complete(self, staged: StagedFile, cancelled: Cancellation) -> None:
         cancelled.check()
         try:
-            if staged.size == 0:
-                self._store.create(staged.key, b"", crc64nvme=staged.crc64nvme)
+            if staged.fate is Fate.MULTIPART:
+                self._complete_upload(staged, cancelled)
+            elif staged.fate is Fate.HELD:
+                self._create(staged, cancelled)
             else:
-                assert staged.upload is not None  # noqa: S101 - it has parts
-                self._store.complete_multipart_upload(
-                    staged.upload, staged.parts, crc64nvme=staged.crc64nvme
-                )
-        except (Conflict, NotFound) as error:
+                raise self._removed(staged)
+        except (AlreadyExists, NotFound) as error:
             self._settle(staged, cancelled, error)
-        else:
-            staged.upload = None
+
+    def _create(self, staged: StagedFile, cancelled: Cancellation) -> None:
+        if staged.size == 0:
+            self._store.create(staged.key, b"", crc64nvme=staged.crc64nvme)
+            return
+        buffer = self._sender.whole(staged, cancelled)
+        create = functools.partial(
+            self._store.create, staged.key, buffer, crc64nvme=staged.crc64nvme
+        )
+        send_checked(create, cancelled)
+        self._sender.release(buffer)
+        self._report(Moved(staged.size))
+        self._report(FileDone(staged.path, staged.size))
+
+    def _complete_upload(self, staged: StagedFile, cancelled: Cancellation) -> None:
+        """Complete a file's upload, sending the file again where that takes a new one."""
+        for _ in range(_COMPLETIONS):
+            try:
+                if staged.lost or (staged.shared and not self._refresh(staged)):
+                    raise self._taken_over(staged)
+                self._complete_once(staged)
+            except AlreadyExists:
+                raise
+            except (Conflict, IntegrityError, NotFound) as error:
+                if error.reference == "bucket":
+                    raise
+                if isinstance(error, IntegrityError) and self._refresh(staged):
+                    continue
+                if self._is_there(staged):
+                    self._settle(staged, cancelled, error)
+                    return
+                failure: StagingError = error
+            else:
+                return
+            self._send_again(staged, cancelled, failure)
+        self._complete_once(staged)
+
+    def _complete_once(self, staged: StagedFile) -> None:
+        assert staged.upload is not None  # noqa: S101 - it has parts
+        self._store.complete_multipart_upload(
+            staged.upload, staged.parts, crc64nvme=staged.crc64nvme
+        )
+        self.settled.add(staged.upload.upload_id)
+        staged.upload = None
+
+    def _send_again(self, staged: StagedFile, cancelled: Cancellation, cause: StagingError) -> None:
+        """Send a file again, since its upload is of no use. Raises `cause` when that cannot be done."""
+        self._report(
+            Note(f"sending {staged.path!r} again, into a new upload: {cause.message}", warning=True)
+        )
+        if not self._sender.send_again(staged, cancelled):
+            raise cause
+
+    def _refresh(self, staged: StagedFile) -> bool:
+        try:
+            return staged.refresh(self._store)
+        except NotFound:
+            return False
+
+    def _taken_over(self, staged: StagedFile) -> Conflict:
+        return Conflict(
+            f"somebody else is using the multipart upload of {staged.path!r}",
+            reference="concurrent-write",
+            hint="another writer is at work under this prefix; see who, then run again",
+            side="store",
+        )
+
+    def _is_there(self, staged: StagedFile) -> bool:
+        try:
+            self._store.head(staged.key)
+        except NotFound:
+            return False
+        return True
+
+    def _removed(self, staged: StagedFile) -> Conflict:
+        return Conflict(
+            f"the object {staged.key!r} was removed while it was looked at",
+            reference="concurrent-write",
+            hint="another writer is at work under this prefix; see who, then run again",
+            side="store",
+        )
 
     def _settle(
         self, staged: StagedFile, cancelled: Cancellation, cause: StagingError | None = None
@@ -146,12 +232,7 @@ class Commit:
             info = self._store.head(staged.key)
         except NotFound:
             if cause is None:
-                raise Conflict(
-                    f"the object {staged.key!r} was removed while it was looked at",
-                    reference="concurrent-write",
-                    hint="another writer is at work under this prefix; see who, then run again",
-                    side="store",
-                ) from None
+                raise self._removed(staged) from None
             if not isinstance(cause, NotFound):
                 raise cause from None  # somebody's write that came to nothing
             raise Conflict(
@@ -169,6 +250,7 @@ class Commit:
             ) from cause
         if staged.upload is not None:
             self._store.abort_multipart_upload(staged.upload)
+            self.settled.add(staged.upload.upload_id)
             staged.upload = None
 
     def _equal(self, staged: StagedFile, info: ObjectInfo, cancelled: Cancellation) -> bool:

@@ -1,142 +1,62 @@
-"""Sending a source's bytes as parts that wait, invisible, in open multipart uploads.
+"""Reading a source once and sending its bytes as parts that wait, invisible, in open multipart uploads.
 
     for each file, for each part:  take memory -> read -> chunk digests + CRC -> UploadPart
 
-An indexed source is read by the worker threads, a sequential one by the caller's thread; hashing and
+An indexed source is read by the worker threads, a sequential one by a thread of its own; hashing and
 sending always happen in the workers. Nothing becomes visible here: completing is the commit's business
-(I16), so giving up needs nothing but `abort`.
+(I16), so giving up needs nothing but aborts. A part that an interrupted run left in the store, proven
+equal by its checksum, is not sent again (I6); nor is anything of a file whose object is there already.
 
-Not guaranteed: that `abort` succeeds. What could not be aborted is returned, for people to see.
+Files smaller than the least part size gain nothing by a multipart upload: the commit creates them whole.
+
+Not guaranteed: that a source which cannot be read again can serve a store that asks for a file again.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
 
 from staging.inspection import Passing
+from staging.published import read_if_published
 from staging.source.source import Source, SourceFile
-from staging.store.store import MultipartUpload, Store, UploadedPart
+from staging.store.store import MIN_PART_SIZE, Store, UploadedPart
 from staging.transfer.budget import Budget
-from staging.transfer.scheduler import Cancelled, Scheduler
+from staging.transfer.scheduler import Cancellation, Scheduler
 from staging.transfer.sizing import part_size_for
+from staging.upload.records import FoundRecord, Record, Records
+from staging.upload.staged import Fate, StagedFile
 from staging.vocabulary import crc64
-from staging.vocabulary.digest import CHUNK_SIZE, Digest, HashFamily, chunk_digests, file_digest
-from staging.vocabulary.errors import IntegrityError, StagingError, UsageError
-from staging.vocabulary.events import FileDone, Moved, Reporter
+from staging.vocabulary.digest import CHUNK_SIZE, HashFamily, chunk_digests
+from staging.vocabulary.errors import (
+    Conflict,
+    IntegrityError,
+    MalformedInput,
+    NotFound,
+    UsageError,
+)
+from staging.vocabulary.events import FileDone, Moved, Note, Reporter
 from staging.vocabulary.location import S3Location
-from staging.vocabulary.manifest import ManifestFile
-from staging.vocabulary.paths import SafePath
 
-_OPENING_GRACE: Final = 0.5
-"""Seconds that giving a file up waits for the answer that would tell its upload's id."""
+Result = TypeVar("Result")
 
-_ABORTS_AT_ONCE: Final = 16
-_UNREACHABLE: Final = ("(connection)", "(store-busy)")
-"""How descriptions of leftovers end when the store does not answer."""
+HELD_BELOW: Final = MIN_PART_SIZE
+"""Files with fewer bytes are created whole by the commit."""
 
+_CALLS_AT_ONCE: Final = 16
 _SEND_ATTEMPTS: Final = 3
 """Times a part is sent when the store says its checksum does not match: bytes flipped on the way."""
 
 
-class StagedFile:
-    """One file while its parts arrive, in any order, from several threads."""
-
-    def __init__(self, file: SourceFile, key: str, part_size: int) -> None:
-        self.path: SafePath = file.path
-        self.size = file.size
-        self.key = key
-        self.part_size = part_size
-        self.upload: MultipartUpload | None = None
-        self._opening = threading.Lock()
-        self._given_up = False
-        self._recording = threading.Lock()
-        count = -(-file.size // part_size)
-        self._chunks: list[list[bytes]] = [[] for _ in range(count)]
-        self._crcs: list[int] = [0] * count
-        self._parts: dict[int, UploadedPart] = {}
-        self._missing = count
-
-    def spans(self) -> Iterator[tuple[int, int, int]]:
-        """Number (from 1), offset and length in bytes of each part. An empty file has none."""
-        for index in range(len(self._chunks)):
-            offset = index * self.part_size
-            yield index + 1, offset, min(self.part_size, self.size - offset)
-
-    def open(self, store: Store) -> MultipartUpload:
-        """The multipart upload of this file, opened when first asked for.
-
-        Raises Cancelled once the file was given up.
-        """
-        with self._opening:
-            if self._given_up:
-                raise Cancelled
-            if self.upload is None:
-                self.upload = store.create_multipart_upload(self.key)
-            return self.upload
-
-    def give_up(self) -> bool:
-        """Open no upload from now on. True when one is open, or its opening was not answered yet."""
-        self._given_up = True
-        return self.upload is not None or self._opening.locked()
-
-    def abort(self, store: Store) -> str | None:
-        """Abort the upload, if one is open. Returns what is left in the store, described."""
-        place = f"s3://{store.bucket}/{self.key}"
-        if not self._opening.acquire(timeout=_OPENING_GRACE):
-            return f"a multipart upload of {place} (not answered)"
-        self._opening.release()
-        if self.upload is None:
-            return None
-        try:
-            store.abort_multipart_upload(self.upload)
-        except StagingError as error:
-            return f"multipart upload {self.upload.upload_id} of {place} ({error.reference})"
-        self.upload = None
-        return None
-
-    def record(self, number: int, chunks: list[bytes], crc: int, part: UploadedPart | None) -> bool:
-        """Note a part that is done. True when it was the last one missing."""
-        with self._recording:
-            self._chunks[number - 1] = chunks
-            self._crcs[number - 1] = crc
-            if part is not None:
-                self._parts[number] = part
-            self._missing -= 1
-            return self._missing == 0
-
-    @property
-    def parts(self) -> list[UploadedPart]:
-        """The confirmed parts, in order."""
-        return [self._parts[number] for number in sorted(self._parts)]
-
-    @property
-    def crc64nvme(self) -> str:
-        """Base64 checksum of the whole file, combined from its parts."""
-        value = 0
-        for (_, _, length), crc in zip(self.spans(), self._crcs, strict=True):
-            value = crc64.combine(value, crc, length)
-        return crc64.to_text(value)
-
-    def digest(self, family: HashFamily) -> Digest:
-        """The file's digest. Only call it when all parts are done."""
-        return file_digest(family, self.size, self._digests(family))
-
-    def manifest_file(self, family: HashFamily) -> ManifestFile:
-        """The manifest's entry. Only call it when all parts are done."""
-        checksums = {"crc64nvme": self.crc64nvme}
-        return ManifestFile.of(self.path, self.size, family, self._digests(family), checksums)
-
-    def _digests(self, family: HashFamily) -> list[bytes]:
-        if self._missing:
-            raise RuntimeError(f"{self._missing} parts of {self.path!r} are missing")
-        return [digest for part in self._chunks for digest in part] or [family.hash(b"")]
-
-
 class PartSender:
-    """Reads a source once and sends its parts; with `store=None` it only computes the digests."""
+    """Reads a source once and sends its parts; with `store=None` it only computes the digests.
+
+    `there` are the objects below the prefix, key to size in bytes; `left` the records of earlier
+    runs; `held_room` the bytes of small files that may be kept for the commit, when the source cannot
+    be read again.
+    """
 
     def __init__(
         self,
@@ -148,6 +68,10 @@ class PartSender:
         least_part_size: int,
         budget: Budget,
         report: Reporter,
+        records: Records | None = None,
+        left: Sequence[FoundRecord] = (),
+        there: Mapping[str, int] | None = None,
+        held_room: int = 0,
     ) -> None:
         self._source = source
         self._location = location
@@ -156,6 +80,17 @@ class PartSender:
         self._least_part_size = least_part_size
         self._budget = budget
         self._report = report
+        self._records = records
+        self._left = left
+        self._there = {} if there is None else there
+        self._held_room = held_room
+        self._counting = threading.Lock()
+        self.sent_bytes = 0
+        """Bytes of files that went to the store, or go there with the commit."""
+        self.resumed_bytes = 0
+        """Bytes of parts that an earlier run had sent, proven equal and not sent again."""
+        self.overtaken = False
+        """True when somebody else has published under the prefix meanwhile: only digests are computed."""
         self.files: list[StagedFile] = []
         self.passing = Passing()
         """What is known of a sequential source's files so far, for the layout rules."""
@@ -165,65 +100,178 @@ class PartSender:
 
         Raises the first error of any part.
         """
-        if not self._source.sequential:
-            self._submit_all(scheduler)
-        else:
+        if self._source.sequential:
+            if self._left:
+                self._report(
+                    Note(
+                        f"continuing an interrupted upload of {len(self._left)} files: the whole source"
+                        " is read again, what the store has is not sent again"
+                    )
+                )
             # On a thread of its own, so that an error elsewhere is not kept waiting by a stalled pipe.
             with Scheduler(1, name="read") as reader:
-                reader.submit(functools.partial(self._submit_all, scheduler))
+                reader.submit(functools.partial(self._pass, scheduler))
                 reader.wait(scheduler.raise_error)
+        else:
+            self._submit_all(scheduler)
         scheduler.finish()
 
-    def _submit_all(self, scheduler: Scheduler) -> None:
+    def _pass(self, scheduler: Scheduler) -> None:
+        """Read a sequential source, and hand its parts to the workers."""
         for file in self._source.files():
-            staged = StagedFile(
-                file,
-                self._location.key(file.path),
-                part_size_for(file.size, self._least_part_size),
-            )
-            require_room(file, staged.part_size, self._budget.total)
-            self.files.append(staged)
-            if self._source.sequential:
-                self.passing.note(file)
-            if file.size == 0:
-                self._report(FileDone(file.path, 0))
+            staged = self._stage(file)
+            self.passing.note(file)
             for number, offset, length in staged.spans():
-                if self._source.sequential:
-                    buffer = self._read(scheduler, file, offset, length)
-                    task = functools.partial(self._send, scheduler, staged, number, buffer)
-                else:
-                    task = functools.partial(
-                        self._read_and_send, scheduler, file, staged, number, offset, length
+                buffer = self._read(scheduler, file, offset, length)
+                scheduler.submit(
+                    functools.partial(self._send, scheduler.cancelled, staged, number, buffer)
+                )
+
+    def _submit_all(self, scheduler: Scheduler) -> None:
+        """Hand the parts of an indexed source to the workers, which read them."""
+        todo = [self._stage(file) for file in self._source.files()]
+        if self._left:
+            todo = self._adopt(todo)
+            again = sum(staged.size for staged in todo)
+            whole = sum(staged.size for staged in self.files)
+            self._report(
+                Note(
+                    f"continuing an interrupted upload of {len(self._left)} files:"
+                    f" {again / 1e9:.2f} GB of the source's {whole / 1e9:.2f} GB are read again,"
+                    " what the store has is not sent again"
+                )
+            )
+        for staged in todo:
+            for number, offset, length in staged.spans():
+                scheduler.submit(
+                    functools.partial(
+                        self._read_and_send, scheduler.cancelled, staged, number, offset, length
                     )
-                scheduler.submit(task)
+                )
 
-    def abort(self) -> list[str]:
-        """Abort all uploads that are open; returns what is left in the store, described.
+    def _stage(self, file: SourceFile) -> StagedFile:
+        key = self._location.key(file.path)
+        least = part_size_for(file.size, self._least_part_size)
+        there = self._there.get(key)
+        if self._store is not None and there not in (None, file.size):
+            raise Conflict(
+                f"another object is at s3://{self._store.bucket}/{key} already, of {there} bytes"
+                f" instead of {file.size}",
+                reference="foreign-objects",
+                hint="use a new prefix, or remove that object if nothing needs it",
+                side="store",
+            )
+        if self._store is None or there is not None:
+            staged = StagedFile(file, key, least, Fate.COMPARED)
+        elif self._is_held(file):
+            staged = StagedFile(file, key, least, Fate.HELD)
+        else:
+            staged = StagedFile(file, key, least, Fate.MULTIPART, self._find_left(file))
+        require_room(file, staged.part_size, self._budget.total)
+        self.files.append(staged)
+        if file.size == 0:
+            self._report(FileDone(file.path, 0))
+        return staged
 
-        Stops at the first sign that the store does not answer, for each try would take minutes.
+    def _is_held(self, file: SourceFile) -> bool:
+        """True for a small file that the commit creates whole. What has to be kept is accounted for."""
+        if file.size >= HELD_BELOW:
+            return False
+        if not self._source.sequential:
+            return True
+        if file.size > self._held_room:
+            return False
+        self._held_room -= file.size
+        return True
+
+    def _find_left(self, file: SourceFile) -> Record | None:
+        """The newest upload that an earlier run left for this file, if its parts are of use here."""
+        fitting = [
+            found
+            for found in self._left
+            if found.record.path == file.path
+            and found.record.size == file.size
+            and found.record.stamp == file.stamp
+            and min(found.record.part_size, file.size) <= self._budget.total
+        ]
+        if not fitting:
+            return None
+        return max(fitting, key=lambda found: str(found.objects[0].modified)).record
+
+    def _adopt(self, files: list[StagedFile]) -> list[StagedFile]:
+        """Take over files that an earlier run sent completely. Returns the others."""
+        store, identity = self._store, self._source.identity
+        if store is None or identity is None:
+            return files
+        adopted: set[str] = set()
+
+        def look(staged: StagedFile) -> None:
+            if staged.adopt(store, self._family, identity):
+                adopted.add(staged.key)
+                self._count(resumed=staged.size)
+                self._report(Moved(staged.size))
+                self._report(FileDone(staged.path, staged.size))
+
+        with Scheduler(_CALLS_AT_ONCE, name="adopt") as scheduler:
+            for staged in files:
+                if staged.fate is Fate.MULTIPART:
+                    scheduler.submit(functools.partial(look, staged))
+            scheduler.finish()
+        return [staged for staged in files if staged.key not in adopted]
+
+    def whole(self, staged: StagedFile, cancelled: Cancellation) -> bytearray:
+        """The bytes of a small file, in a buffer of the budget: read again, or as they were kept.
+
+        Raises MalformedInput when the source has other bytes than before.
         """
-        store = self._store
-        if store is None:
-            return []
-        waiting = [staged for staged in self.files if staged.give_up()]
-        left = {staged.key: f"multipart upload of {staged.key} (not tried)" for staged in waiting}
-        unreachable = threading.Event()
+        buffer = self._budget.acquire(staged.size, cancelled)
+        if staged.held is not None:
+            buffer[:] = staged.held
+            return buffer
+        self._fill(staged, 1, 0, buffer)
+        return buffer
 
-        def abort(staged: StagedFile) -> None:
-            if unreachable.is_set():
-                return
-            what = staged.abort(store)
-            if what is None:
-                del left[staged.key]
-                return
-            left[staged.key] = what
-            if what.endswith(_UNREACHABLE):
-                unreachable.set()
+    def release(self, buffer: bytearray) -> None:
+        """Give a buffer back that `whole` gave out."""
+        self._budget.release(buffer)
 
-        with Scheduler(_ABORTS_AT_ONCE, name="abort") as scheduler:
-            for staged in waiting:
-                scheduler.submit(functools.partial(abort, staged))
-        return list(left.values())
+    def send_again(self, staged: StagedFile, cancelled: Cancellation) -> bool:
+        """Send a file once more, into a new upload. False when the source cannot be read again.
+
+        Raises MalformedInput when the source has other bytes than before.
+        """
+        store, records = self._store, self._records
+        if store is None or records is None or self._source.sequential:
+            return False
+        staged.start_again(store)
+        upload = staged.open(store, records.successor(), self._source.identity)
+        for number, offset, length in staged.spans():
+            buffer = self._budget.acquire(length, cancelled)
+            self._fill(staged, number, offset, buffer)
+            checksum = crc64.to_text(staged.crc(number))
+            cancelled.check()
+            staged.part_sent_again(
+                send_checked(
+                    functools.partial(
+                        store.upload_part, upload, number, buffer, crc64nvme=checksum
+                    ),
+                    cancelled,
+                )
+            )
+            self._budget.release(buffer)
+        return True
+
+    def _fill(self, staged: StagedFile, number: int, offset: int, buffer: bytearray) -> None:
+        """Read a part that was read before. Raises MalformedInput when its bytes are others now."""
+        with memoryview(buffer) as view:
+            self._source.read_into(staged.file, offset, view)
+        if crc64.crc64(buffer) != staged.crc(number):
+            raise MalformedInput(
+                f"{staged.path!r} changed while it was read",
+                reference="source-changed",
+                hint="let whatever writes the source finish, then run again",
+                side="source",
+            )
 
     def _read(self, scheduler: Scheduler, file: SourceFile, offset: int, length: int) -> bytearray:
         """Read a part of a sequential source, chunk by chunk so that an error elsewhere is seen soon."""
@@ -237,36 +285,109 @@ class PartSender:
         return buffer
 
     def _read_and_send(
-        self,
-        scheduler: Scheduler,
-        file: SourceFile,
-        staged: StagedFile,
-        number: int,
-        offset: int,
-        length: int,
+        self, cancelled: Cancellation, staged: StagedFile, number: int, offset: int, length: int
     ) -> None:
-        buffer = self._budget.acquire(length, scheduler.cancelled)
+        buffer = self._budget.acquire(length, cancelled)
         with memoryview(buffer) as view:
-            self._source.read_into(file, offset, view)
-        self._send(scheduler, staged, number, buffer)
+            self._source.read_into(staged.file, offset, view)
+        self._send(cancelled, staged, number, buffer)
 
     def _send(
-        self, scheduler: Scheduler, staged: StagedFile, number: int, buffer: bytearray
+        self, cancelled: Cancellation, staged: StagedFile, number: int, buffer: bytearray
     ) -> None:
         chunks = chunk_digests(self._family, buffer)
-        crc = 0
+        crc = 0 if self._store is None else crc64.crc64(buffer)
         part = None
-        if self._store is not None:
-            crc = crc64.crc64(buffer)
-            scheduler.cancelled.check()
-            upload = staged.open(self._store)
-            part = _upload(self._store, scheduler, upload, number, buffer, crc64.to_text(crc))
+        if staged.fate is Fate.MULTIPART:
+            part = self._deliver(cancelled, staged, number, buffer, crc64.to_text(crc))
+        elif staged.fate is Fate.HELD and self._source.sequential:
+            staged.held = bytes(buffer)
         length = len(buffer)
         self._budget.release(buffer)
-        last = staged.record(number, chunks, crc, part)
+        last = staged.part_done(number, chunks, crc, part)
+        if staged.fate is Fate.HELD:
+            self._count(sent=length)
+            return  # done when the commit has created it
         self._report(Moved(length))
         if last:
-            self._report(FileDone(staged.path, staged.size))
+            self._finish(staged)
+
+    def _finish(self, staged: StagedFile) -> None:
+        identity = self._source.identity
+        sent = staged.fate is Fate.MULTIPART and not (self.overtaken or staged.lost)
+        if sent and identity is not None and self._records is not None:
+            self._records.finished(staged.record(identity, staged.finished(self._family)))
+        self._report(FileDone(staged.path, staged.size))
+
+    def _deliver(
+        self,
+        cancelled: Cancellation,
+        staged: StagedFile,
+        number: int,
+        buffer: bytearray,
+        checksum: str,
+    ) -> UploadedPart | None:
+        assert self._store is not None and self._records is not None  # noqa: S101, PT018
+        cancelled.check()
+        if self.overtaken or staged.lost:
+            return None
+        try:
+            upload = staged.open(self._store, self._records, self._source.identity)
+            part = staged.waiting(number, buffer, checksum)
+            if part is not None:
+                self._count(resumed=len(buffer))
+                return part
+            send = functools.partial(
+                self._store.upload_part, upload, number, buffer, crc64nvme=checksum
+            )
+            part = send_checked(send, cancelled)
+        except NotFound as error:
+            if error.reference != "upload-gone":
+                raise
+            self._upload_is_gone(self._store, staged, error)
+            return None
+        self._count(sent=len(buffer))
+        return part
+
+    def _upload_is_gone(self, store: Store, staged: StagedFile, error: NotFound) -> None:
+        """Somebody else has published here, or aborted the upload. Raises Conflict if that is the end."""
+        if read_if_published(store, self._location) is not None:
+            self.overtaken = True
+        elif self._source.sequential:
+            raise Conflict(
+                f"{error.message}: it was aborted by somebody else",
+                reference="upload-gone",
+                hint="look for lifecycle rules and clean-up jobs on this bucket, then run again",
+                side="store",
+            ) from error
+        else:
+            staged.lost = True
+            self._report(
+                Note(
+                    f"the multipart upload of {staged.path!r} was aborted by somebody else: the file"
+                    " will be sent again",
+                    warning=True,
+                )
+            )
+
+    def _count(self, *, sent: int = 0, resumed: int = 0) -> None:
+        with self._counting:
+            self.sent_bytes += sent
+            self.resumed_bytes += resumed
+
+
+def send_checked(send: Callable[[], Result], cancelled: Cancellation) -> Result:
+    """Call `send`, and again when the store says that the checksum of its bytes does not match.
+
+    They were flipped on the way, most likely: what lies in memory is sent again. Raises
+    IntegrityError when that does not help.
+    """
+    for _ in range(_SEND_ATTEMPTS - 1):
+        try:
+            return send()
+        except IntegrityError:
+            cancelled.check()
+    return send()
 
 
 def require_room(file: SourceFile, part_size: int, room: int) -> None:
@@ -278,19 +399,3 @@ def require_room(file: SourceFile, part_size: int, room: int) -> None:
             reference="memory",
             hint="give more --memory",
         )
-
-
-def _upload(
-    store: Store,
-    scheduler: Scheduler,
-    upload: MultipartUpload,
-    number: int,
-    body: bytearray,
-    checksum: str,
-) -> UploadedPart:
-    for _ in range(_SEND_ATTEMPTS - 1):
-        try:
-            return store.upload_part(upload, number, body, crc64nvme=checksum)
-        except IntegrityError:
-            scheduler.cancelled.check()  # flipped on the way: what lies in memory is sent again
-    return store.upload_part(upload, number, body, crc64nvme=checksum)

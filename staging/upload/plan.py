@@ -28,7 +28,8 @@ class UploadOptions:
     """How to upload. `memory` is a budget in bytes, `cores` the processors that may be used.
 
     `part_size` (bytes) and `concurrency` are chosen when None. `hash` is the digest family of a new
-    publication; the family of what is published already wins.
+    publication; the family of what is published already wins. With `abort_on_interrupt` nothing that
+    was sent is kept for a later run, whatever stopped this one.
     """
 
     memory: int
@@ -38,6 +39,7 @@ class UploadOptions:
     hash: HashFamily = HashFamily.BLAKE3
     check_layout: bool = True
     allow_existing: bool = False
+    abort_on_interrupt: bool = False
     tool: str = "checkpoint-staging"
 
 

@@ -3,9 +3,13 @@
     plan                        what can be refused without a request is
     look at the target          a conflict is found before anything is sent
     same id published already?  digests only, nothing is sent
-    send parts                  into open multipart uploads, invisible
+    send parts                  into open multipart uploads, recorded and invisible; what an interrupted
+                                run left there is not sent again (I6)
     source ended, rules passed  or everything is aborted: no manifest, no object (I16)
     commit                      claim, complete, list equals plan, manifest (I4, I9)
+    sweep                       no record and no upload of ours is left (I12)
+
+An interruption, and an error that a later run may not meet, keeps what is recorded; a refusal drops it.
 
 Not guaranteed: that an aborted upload leaves nothing when the store refuses to abort, or does not answer;
 what is left is reported, and named in the result or the error's document.
@@ -28,19 +32,36 @@ from staging.transfer.scheduler import Scheduler
 from staging.transfer.sizing import BASE_MEMORY
 from staging.upload import target
 from staging.upload.commit import Commit
-from staging.upload.parts import PartSender, StagedFile
+from staging.upload.leftovers import abort_staged, drop_records, sweep
+from staging.upload.parts import PartSender
 from staging.upload.plan import Plan, UploadOptions, plan, require_layout
-from staging.vocabulary.errors import Conflict, IntegrityError, StagingError
+from staging.upload.records import Records, read_runs
+from staging.upload.staged import StagedFile
+from staging.vocabulary.digest import CHUNK_SIZE
+from staging.vocabulary.errors import (
+    AccessDenied,
+    Conflict,
+    IntegrityError,
+    StagingError,
+    Stalled,
+    StoreUnavailable,
+)
 from staging.vocabulary.events import Note, Reporter, Started, silent
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest
 from staging.vocabulary.paths import SafePath
 
 _SHOWN: Final = 5
+_HELD_SHARE: Final = 4
+"""One part in so many of the memory for buffers may hold small files of a pipe until the commit."""
+
 _UNFINISHED: Final = (
     "stopped while objects were becoming visible: the same command finishes the upload; until then"
     " nobody uses them, for there is no manifest"
 )
+_RESUMABLE: Final = (AccessDenied, StoreUnavailable, Stalled)
+"""Errors that a later run may not meet: what was sent is kept for it."""
+
 _STUCK: Final = (
     "objects of this upload lie under the prefix without a manifest: nobody uses them; use another"
     " prefix, or remove everything under this one"
@@ -51,9 +72,9 @@ _STUCK: Final = (
 class UploadResult:
     """What an upload came to.
 
-    `sent_bytes` is 0 when the same id was found published before anything was sent. `exclusive` and
-    `checksums` tell whether the store proved that it honours conditions and checks checksums; None when
-    nothing was sent.
+    `sent_bytes` is 0 when the same id was found published before anything was sent; `resumed_bytes`
+    lay in the store from an interrupted run, proven equal. `exclusive` and `checksums` tell whether the
+    store proved that it honours conditions and checks checksums; None when nothing was sent.
     `leftovers` describe what may be deleted in the store and could not be deleted by this run.
     """
 
@@ -61,6 +82,7 @@ class UploadResult:
     location: S3Location
     already_published: bool
     sent_bytes: int
+    resumed_bytes: int
     exclusive: bool | None
     checksums: bool | None
     findings: tuple[Finding, ...] = ()
@@ -94,10 +116,12 @@ def upload(
     there = read_if_published(store, location)
     if there is not None:
         result = _compare(source, store, known, there, location, options, report)
-        if holder is None or holder.id != there.id:
-            return result
-        # Left by a run that ended right after it published.
-        return replace(result, leftovers=tuple(target.release(store, location, there.id)))
+        # What a run left that ended right after it published.
+        keys = frozenset(location.key(file.path) for file in there.files)
+        leftovers = sweep(store, location, keys, ())
+        if holder is not None and holder.id == there.id:
+            leftovers += target.release(store, location, there.id)
+        return replace(result, leftovers=tuple(leftovers))
     if holder is not None:
         report(
             Note(
@@ -109,7 +133,11 @@ def upload(
     if not options.allow_existing:
         _refuse_foreign(objects, holder, location, known)
     report(_started("upload", known))
-    budget = Budget(options.memory - BASE_MEMORY)
+    rng = rng or random.Random()  # noqa: S311 - jitter and a name, not secrets
+    records = Records(store, location, f"{rng.getrandbits(64):016x}")
+    buffers = options.memory - BASE_MEMORY
+    held_room = buffers // _HELD_SHARE if source.sequential and buffers > 2 * CHUNK_SIZE else 0
+    budget = Budget(buffers - held_room)
     sender = PartSender(
         source,
         location,
@@ -118,6 +146,10 @@ def upload(
         least_part_size=known.sizing.part_size,
         budget=budget,
         report=report,
+        records=records,
+        left=read_runs(store, location, objects).records,
+        there={info.key: info.size for info in objects},
+        held_room=held_room,
     )
     commit = None
     try:
@@ -131,27 +163,31 @@ def upload(
             store,
             location,
             _manifest(source, sender.files, options, findings, now()),
-            sender.files,
+            sender,
             budget=budget,
             concurrency=known.sizing.concurrency,
             allow_existing=options.allow_existing,
             report=report,
-            rng=rng or random.Random(),  # noqa: S311 - jitter, not secrets
+            rng=rng,
         )
         proven, twin = commit.run()
-        leftovers = (*sender.abort(), *commit.release())
     except BaseException as error:
-        _give_up(sender, commit, error, report)
+        _give_up(sender, records, commit, error, store, location, options, report)
         raise
+    leftovers = abort_staged(store, sender.files)
+    keys = frozenset(staged.key for staged in sender.files)
+    leftovers += sweep(store, location, keys, commit.settled)
+    leftovers += commit.release()
     return UploadResult(
         manifest=commit.manifest,
         location=location,
         already_published=twin,
-        sent_bytes=commit.manifest.total_size,
+        sent_bytes=sender.sent_bytes,
+        resumed_bytes=sender.resumed_bytes,
         exclusive=proven.exclusive,
         checksums=proven.checksums,
         findings=findings,
-        leftovers=leftovers,
+        leftovers=tuple(leftovers),
     )
 
 
@@ -199,6 +235,7 @@ def _compare(
         location=location,
         already_published=True,
         sent_bytes=0,
+        resumed_bytes=0,
         exclusive=None,
         checksums=None,
     )
@@ -258,14 +295,28 @@ def _manifest(
 
 
 def _give_up(
-    sender: PartSender, commit: Commit | None, error: BaseException, report: Reporter
+    sender: PartSender,
+    records: Records,
+    commit: Commit | None,
+    error: BaseException,
+    store: Store,
+    location: S3Location,
+    options: UploadOptions,
+    report: Reporter,
 ) -> None:
-    """Abort what is open, drop the claim when no object of ours can be there, and say what remains."""
+    """Keep or drop what is open, drop the claim when no object of ours can be there, and say what remains."""
     reason = error.message if isinstance(error, StagingError) else "interrupted"
     report(Note(f"stopping: {reason}", warning=True))
     left = ["multipart uploads (the clean-up was interrupted)"]
+    kept = 0
     try:
-        left = sender.abort()
+        open_ones = [staged for staged in sender.files if staged.give_up()]
+        if _is_worth_keeping(error) and not options.abort_on_interrupt:
+            kept = sum(staged.recorded for staged in open_ones)
+        if kept:
+            left = abort_staged(store, [staged for staged in open_ones if not staged.recorded])
+        else:
+            left = _drop(open_ones, records, store, location)
         if commit is not None and not commit.started:
             left.extend(commit.release())
     finally:
@@ -274,8 +325,31 @@ def _give_up(
             text = "; ".join(left[:_SHOWN])
             report(Note(f"left in the store: {text}{more}", warning=True))
         if isinstance(error, StagingError):
-            error.document = {**error.document, "leftovers": left}
+            error.document = {**error.document, "leftovers": left, "kept_uploads": kept}
         if commit is not None and commit.started:
             # Running again does not help where something else is in the way or was damaged.
             stuck = isinstance(error, (Conflict, IntegrityError))
             report(Note(_STUCK if stuck else _UNFINISHED, warning=True))
+        if kept:
+            error.add_note(
+                "to continue: run the same command again; what was sent is not sent again"
+            )
+            error.add_note(f"to drop it: staging gc --uploads {location} --older-than 0s --yes")
+
+
+def _is_worth_keeping(error: BaseException) -> bool:
+    """True when the same command may succeed later: after a signal, and when store or source went away."""
+    if not isinstance(error, StagingError):
+        return True
+    return isinstance(error, _RESUMABLE) or error.code == StagingError.exit_code
+
+
+def _drop(
+    open_ones: Sequence[StagedFile], records: Records, store: Store, location: S3Location
+) -> list[str]:
+    """Abort the uploads of this run and delete their records. Returns what is left, described."""
+    uploads = [staged.upload for staged in open_ones if staged.upload is not None]
+    left = abort_staged(store, open_ones)
+    if left or not (uploads or records.begun):
+        return left
+    return drop_records(store, location, uploads, records.token)

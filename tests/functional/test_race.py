@@ -31,7 +31,7 @@ LOCATION = S3Location(BUCKET, "models/m/")
 TIMEOUT = 30.0
 """Seconds; a guard against hanging, no expectation."""
 
-REQUESTS = 36
+REQUESTS = 48
 """More requests than one upload of the test's checkpoints sends (asserted below)."""
 
 
@@ -94,6 +94,12 @@ class Race:
             data = bucket.get(LOCATION.key(file.path))
             assert manifest.hash.hash(data) == file.digest.value
         assert not bucket.uploads()
+
+
+@pytest.fixture(autouse=True)
+def every_file_goes_as_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files here are small, and are to take the way of large ones."""
+    monkeypatch.setattr("staging.upload.parts.HELD_BELOW", 1)
 
 
 @pytest.fixture
