@@ -47,7 +47,7 @@ def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -
         handle_signals()
         return _run(command, given, name=name, as_json=as_json)
     except _Signalled as signalled:
-        interrupted = _interruption(signalled.number)
+        interrupted = _interruption(signalled)
         _tell(interrupted, as_json=as_json)
         return interrupted.code
     except BrokenPipeError:
@@ -120,6 +120,7 @@ def describe(error: StagingError) -> dict[str, Any]:
         "side": error.side,
         "message": one_line(error.message),
         "hint": one_line(error.hint) if error.hint is not None else None,
+        "notes": _notes(error),
     }
 
 
@@ -135,12 +136,20 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise _Signalled(number)
 
 
-def _interruption(number: int) -> Interrupted:
-    return Interrupted(
-        f"interrupted by {signal.Signals(number).name}",
-        signal_number=number,
+def _interruption(signalled: _Signalled) -> Interrupted:
+    interrupted = Interrupted(
+        f"interrupted by {signal.Signals(signalled.number).name}",
+        signal_number=signalled.number,
         hint="run the same command again to go on",
     )
+    for note in _notes(signalled):
+        interrupted.add_note(note)
+    return interrupted
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What the work that was stopped has left, and how to go on: the last lines that people read."""
+    return [one_line(note) for note in getattr(error, "__notes__", ())]
 
 
 def _exit_now(number: int, frame: FrameType | None) -> None:
@@ -153,6 +162,8 @@ def _tell(error: StagingError, *, as_json: bool) -> None:
     say(error_line(error))
     if error.hint:
         say(f"hint: {one_line(error.hint)}")
+    for note in _notes(error):
+        say(note)
 
 
 def _tell_usage(error: click.ClickException, name: str, *, as_json: bool) -> None:
@@ -168,6 +179,7 @@ def _tell_usage(error: click.ClickException, name: str, *, as_json: bool) -> Non
                     "side": None,
                     "message": message,
                     "hint": f"{path} --help",
+                    "notes": [],
                 }
             }
         )

@@ -57,6 +57,11 @@ from staging.vocabulary.redaction import one_line
     is_flag=True,
     help="Leave foreign objects under the prefix and go on.",
 )
+@click.option(
+    "--abort-on-interrupt",
+    is_flag=True,
+    help="Keep nothing of what was sent when the upload is stopped or fails.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; send nothing.")
 @tuning_options("STAGING")
 @common_options("STAGING")
@@ -69,6 +74,7 @@ def upload(
     layout_check: Literal["on", "off"],
     family: Literal["blake3", "sha256"],
     allow_existing: bool,
+    abort_on_interrupt: bool,
     dry_run: bool,
     part_size: int | None,
     concurrency: int | None,
@@ -92,6 +98,7 @@ def upload(
         hash=HashFamily.BLAKE3 if family == "blake3" else HashFamily.SHA256,
         check_layout=layout_check == "on",
         allow_existing=allow_existing,
+        abort_on_interrupt=abort_on_interrupt,
         tool=f"{DISTRIBUTION}/{version(DISTRIBUTION)}",
     )
     opened = _open(source, strip_components, target)
@@ -176,6 +183,7 @@ def _show_result(common: Common, result: UploadResult) -> None:
                     "total_size": manifest.total_size,
                     "already_published": result.already_published,
                     "sent_bytes": result.sent_bytes,
+                    "resumed_bytes": result.resumed_bytes,
                     "not_proven": unproven,
                     "warnings": [finding.message for finding in result.findings],
                     "leftovers": list(result.leftovers),
@@ -192,6 +200,8 @@ def _show_result(common: Common, result: UploadResult) -> None:
         say(f"left behind, safe to delete: {one_line(leftover)}")
     if common.quiet:
         return
+    if result.resumed_bytes:
+        say(f"{quantity.size(result.resumed_bytes)} were in the store and not sent again")
     verb = "already published" if result.already_published else "published"
     say(
         f"{verb}: {len(manifest.files)} files, {quantity.size(manifest.total_size)}\n"

@@ -53,8 +53,10 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one error line. Fails when there is none, or more than it and one hint after it."""
+        """The one error line. Fails when there is none, or more than a hint and notes after it."""
         lines = self.stderr.splitlines()
+        while lines and lines[-1].startswith("to "):
+            lines.pop()
         errors = [line for line in lines if line.startswith("error:")]
         hints = [line for line in lines if line.startswith("hint:")]
         assert len(errors) == 1, self

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.programs import DOWNLOADER, INSTALLED_DOWNLOADER, STAGING, TIMEOUT, Programs
+from tests.cli.programs import DOWNLOADER, INSTALLED_DOWNLOADER, STAGING, TIMEOUT, Outcome, Programs
 from tests.support.checkpoints import manifest_of, read_tree, tar_of, vendor
 from tests.support.s3server import Bucket, ScriptedS3
 
@@ -47,32 +47,71 @@ def publish(bucket: Bucket) -> str:
 
 @pytest.mark.parametrize("kind", ["file", "pipe"])
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
-def test_an_upload_that_is_stopped_leaves_nothing(
+def test_an_upload_that_is_stopped_goes_on_where_it_was(
     programs: Programs, scripted_s3: ScriptedS3, bucket: Bucket, number: signal.Signals, kind: str
 ) -> None:
-    parts = scripted_s3.hold("UploadPart", key=f"{PREFIX}model.safetensors")
-    scripted_s3.hold("PutObject")  # the claim: nobody gets past the parts
+    outcome = stop_upload(programs, scripted_s3, number, kind)
+    keep, drop = outcome.stderr.splitlines()[-2:]
+    assert keep.startswith("to continue: run the same command again")
+    assert drop == f"to drop it: staging gc --uploads {URI} --older-than 0s --yes"
+    assert all("/.checkpoint/upload/" in key for key in bucket)
+    (waiting,) = bucket.uploads()
+    assert {1, 2} <= waiting.parts.keys()
+    # Running it again, as the hint says, is all it takes.
+    scripted_s3.requests.clear()
     archive = programs.directory / "laguna-xs.tar"
-    command = [*STAGING, "upload", "-" if kind == "pipe" else archive, URI]
+    if kind == "file":
+        programs.staging("upload", archive, URI)
+    else:
+        programs.staging("upload", "-", URI, stdin=archive)
+    assert scripted_s3.requests.count("UploadPart") <= 1
+    assert {key for key in bucket if "/." not in key} == {PREFIX + name for name in FILES}
+    assert bucket.uploads() == []
+    assert f"{PREFIX}.checkpoint/manifest.json" in bucket
+    assert not any("/.checkpoint/upload/" in key for key in bucket)
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_an_upload_that_is_stopped_can_be_dropped(
+    programs: Programs, scripted_s3: ScriptedS3, bucket: Bucket, yes: bool
+) -> None:
+    outcome = stop_upload(programs, scripted_s3, signal.SIGINT, "file")
+    drop = outcome.stderr.splitlines()[-1].removeprefix("to drop it: staging ").split()
+    listed = programs.staging(*(word for word in drop if yes or word != "--yes"))
+    assert URI in listed.stdout
+    assert ("dropped 1 of 1" if yes else "give --yes") in listed.stderr
+    assert (bucket.keys() == []) is yes
+    assert (bucket.uploads() == []) is yes
+
+
+def test_an_upload_that_is_to_keep_nothing_leaves_nothing_when_stopped(
+    programs: Programs, scripted_s3: ScriptedS3, bucket: Bucket
+) -> None:
+    stop_upload(programs, scripted_s3, signal.SIGTERM, "file", "--abort-on-interrupt")
+    assert bucket.keys() == []
+    assert bucket.uploads() == []
+
+
+def stop_upload(
+    programs: Programs, scripted_s3: ScriptedS3, number: signal.Signals, kind: str, *options: str
+) -> Outcome:
+    """Stop an upload by a signal while its second part is on its way."""
+    second = scripted_s3.hold("UploadPart", part_number=2)
+    scripted_s3.hold("UploadPart", part_number=3)  # nobody gets past it
+    archive = programs.directory / "laguna-xs.tar"
+    source = "-" if kind == "pipe" else archive
+    command = [*STAGING, "upload", source, URI, "--concurrency", "1", *options]
     with archive.open("rb") as stream, programs.started(command, stdin=stream) as running:
-        assert parts.arrived.wait(TIMEOUT)
+        assert second.arrived.wait(TIMEOUT)
         running.signal(number)
-        parts.release()
+        second.release()
         outcome = running.outcome(CODES[number])
+    scripted_s3.clear_script()
     assert outcome.reference == "interrupted"
     assert number.name in outcome.error
     assert "again" in outcome.hint
     assert outcome.stdout == ""
-    assert bucket.keys() == []
-    assert bucket.uploads() == []
-    opened = scripted_s3.requests.count("CreateMultipartUpload")
-    assert opened > 0
-    assert scripted_s3.requests.count("AbortMultipartUpload", status=204) == opened
-    # Running it again, as the hint says, is all it takes.
-    scripted_s3.clear_script()
-    if kind == "file":
-        programs.staging("upload", archive, URI)
-        assert {key for key in bucket if "/." not in key} == {PREFIX + name for name in FILES}
+    return outcome
 
 
 def test_an_upload_that_is_stopped_while_it_commits_says_so(
@@ -117,7 +156,7 @@ def test_a_second_signal_ends_an_upload_at_once(
         running.outcome(143)
     # It did not wait for the requests, so it could not clean up either; nothing is visible all the same.
     assert scripted_s3.requests.count("AbortMultipartUpload") == 0
-    assert bucket.keys() == []
+    assert all("/.checkpoint/upload/" in key for key in bucket)
     assert bucket.uploads() != []
 
 
