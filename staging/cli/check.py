@@ -8,19 +8,21 @@ from typing import Any
 import click
 
 from staging.cli.options import Common, common_options
-from staging.cli.paths import local_path, standard_input
 from staging.cli.program import print_json
+from staging.cli.source import (
+    SourceOptions,
+    names_archive,
+    open_source,
+    remarks,
+    source_options,
+)
 from staging.cli.streams import say
-from staging.directory.entry import Kind
-from staging.directory.local import LocalDirectory
 from staging.inspection import read_through, take_inventory
 from staging.layout.inventory import Inventory
 from staging.layout.rules import Finding
 from staging.layout.rules import check as judge
 from staging.published import explain_absence
-from staging.source.pipe import Pipe
 from staging.source.ranges import FileAt, ObjectAt
-from staging.source.tar_file import TarFile
 from staging.vocabulary.errors import LayoutInvalid
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.paths import is_reserved
@@ -29,20 +31,15 @@ from staging.vocabulary.redaction import one_line
 
 @click.command()
 @click.argument("target")
-@click.option(
-    "--strip-components",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Leading directories to remove from the names in a tar.",
-)
+@source_options
 @common_options("STAGING")
-def check(common: Common, *, target: str, strip_components: int | None) -> None:
-    """Apply the rules of a servable checkpoint to TARGET: a tar, a directory or an S3 prefix.
+def check(common: Common, *, target: str, source_options: SourceOptions) -> None:
+    """Apply the rules of a servable checkpoint to TARGET: an S3 prefix, or any source of `upload`.
 
     Reads names, sizes and the headers of safetensors files, no weights. Exits with 17 when a rule finds
-    an error. `-` reads a tar from a pipe, all of it.
+    an error. What is compressed or comes from a pipe is read from end to end.
     """
-    inventory = _take(common, target, strip_components)
+    inventory = _take(common, target, source_options)
     target = one_line(target)  # from here on it is only shown
     findings = judge(inventory)
     errors = [finding for finding in findings if finding.severity == "error"]
@@ -76,28 +73,20 @@ def check(common: Common, *, target: str, strip_components: int | None) -> None:
         click.echo(f"{target} ok: {len(inventory.files)} files")
 
 
-def _take(common: Common, target: str, strip_components: int | None) -> Inventory:
-    if target.startswith("s3://"):
+def _take(common: Common, target: str, options: SourceOptions) -> Inventory:
+    if target.startswith("s3://") and not names_archive(target):
         return _of_prefix(common, S3Location.parse(target))
-    if target == "-":
-        return read_through(Pipe(standard_input(), strip_components=strip_components))[1]
-    path = local_path(target, hint='pipe it in: curl -fsS "$URL" | staging check -')
-    if path.is_dir():
-        with LocalDirectory(path) as local:
-            return _of_directory(local)
-    with closing(TarFile(path, strip_components=strip_components)) as source:
-        files = {str(file.path): file for file in source.files()}
-        sizes = ((path, file.size) for path, file in files.items())
-        return take_inventory(sizes, lambda path: FileAt(source, files[path]))
-
-
-def _of_directory(local: LocalDirectory) -> Inventory:
-    entries = {name: entry for name, entry in local.tree.walk() if not is_reserved(name)}
-    links = [name for name, entry in entries.items() if entry.kind is Kind.SYMLINK]
-    if links:
-        say(f"warning: {len(links)} links are not followed, such as {links[0]!r}")
-    sizes = ((name, entry.stamp.size) for name, entry in entries.items() if entry.kind is Kind.FILE)
-    return take_inventory(sizes, local.tree.open_member)
+    with closing(open_source(target, common=common, options=options)) as source:
+        if source.sequential:
+            inventory = read_through(source)[1]
+        else:
+            files = {str(file.path): file for file in source.files()}
+            sizes = ((path, file.size) for path, file in files.items())
+            inventory = take_inventory(sizes, lambda path: FileAt(source, files[path]))
+        source.finish()
+    for remark in remarks(source):
+        say(f"warning: {remark}")
+    return inventory
 
 
 def _of_prefix(common: Common, location: S3Location) -> Inventory:

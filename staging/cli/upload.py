@@ -1,40 +1,42 @@
-"""`staging upload`: publish a tar under a prefix."""
+"""`staging upload`: publish the files of a source under a prefix."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import click
 
 from staging.cli import quantity
-from staging.cli.options import DISTRIBUTION, Common, common_options, cores, tuning_options
-from staging.cli.paths import local_path, standard_input
+from staging.cli.options import (
+    DISTRIBUTION,
+    Common,
+    Writing,
+    common_options,
+    cores,
+    tuning_options,
+    write_options,
+)
 from staging.cli.program import print_json
+from staging.cli.source import SourceOptions, open_source, remarks, source_options
 from staging.cli.streams import say
 from staging.inspection import read_through
-from staging.source.pipe import Pipe
 from staging.source.source import Source
-from staging.source.tar_file import TarFile
-from staging.transfer.sizing import MIB
+from staging.transfer.sizing import BASE_MEMORY, MIB
 from staging.upload import Estimate, UploadOptions, UploadResult, estimate, plan, plan_known
 from staging.upload import upload as publish
 from staging.vocabulary.digest import HashFamily
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.redaction import one_line
 
+_AHEAD_SHARE: Final = 4
+"""One part in so many of the memory for buffers is for reading a source ahead, where that is needed."""
+
 
 @click.command(epilog="See docs/scripting.md for exit codes and environment variables.")
 @click.argument("source")
 @click.argument("target", metavar="s3://BUCKET/PREFIX/")
-@click.option(
-    "--strip-components",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Leading directories to remove from every name, instead of the one top-level directory.",
-)
 @click.option(
     "--layout-check",
     type=click.Choice(["on", "off"]),
@@ -63,6 +65,8 @@ from staging.vocabulary.redaction import one_line
     help="Keep nothing of what was sent when the upload is stopped or fails.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; send nothing.")
+@source_options
+@write_options("STAGING")
 @tuning_options("STAGING")
 @common_options("STAGING")
 def upload(
@@ -70,7 +74,8 @@ def upload(
     *,
     source: str,
     target: str,
-    strip_components: int | None,
+    source_options: SourceOptions,
+    writing: Writing,
     layout_check: Literal["on", "off"],
     family: Literal["blake3", "sha256"],
     allow_existing: bool,
@@ -80,18 +85,28 @@ def upload(
     concurrency: int | None,
     memory: int,
 ) -> None:
-    """Publish the checkpoint in the tar SOURCE (a file, or - for a pipe) under an S3 prefix.
+    """Publish the checkpoint in SOURCE under an S3 prefix.
 
-    The archive's one top-level directory is removed from the names. Prints the prefix and the
-    checkpoint's id. The same content again is no error; other content under a published prefix is.
+    SOURCE is a tar, plain or compressed with gzip or zstd: a file, - for a pipe, a presigned https://
+    URL, or s3://BUCKET/KEY; or a directory; or hf://ORG/NAME@REVISION. An archive's one top-level
+    directory is removed from the names. Prints the prefix and the checkpoint's id. The same content
+    again is no error; other content under a published prefix is. What an interrupted upload has sent
+    is not sent again.
 
     \b
     staging upload laguna_xs.tar s3://bucket/checkpoints/laguna-xs/
-    curl -fsS "$URL" | staging upload - s3://bucket/checkpoints/laguna-xs/
+    STAGING_SOURCE_URL="$URL" staging upload https:// s3://bucket/checkpoints/laguna-xs/
     """  # noqa: D301 - click reads this backspace
     location = S3Location.parse(target)
+    opened = open_source(
+        source,
+        common=common,
+        options=source_options,
+        target=target,
+        memory=max(MIB, (memory - BASE_MEMORY) // _AHEAD_SHARE),
+    )
     options = UploadOptions(
-        memory=memory,
+        memory=memory - opened.memory,
         cores=cores(),
         part_size=part_size,
         concurrency=concurrency,
@@ -101,31 +116,20 @@ def upload(
         abort_on_interrupt=abort_on_interrupt,
         tool=f"{DISTRIBUTION}/{version(DISTRIBUTION)}",
     )
-    opened = _open(source, strip_components, target)
     try:
         if dry_run:
             _show_plan(common, opened, location, options)
             return
         planned = plan(opened, location, options)
-        store = common.store(location, connections=planned.sizing.concurrency + 2)
+        connections = planned.sizing.concurrency + 2
+        store = common.store(location, connections=connections, writing=writing)
         with common.reporting() as report:
             result = publish(opened, store, location, options, report, planned=planned)
     finally:
         opened.close()
+    for remark in remarks(opened):
+        say(f"warning: {remark}")
     _show_result(common, result)
-
-
-def _open(source: str, strip_components: int | None, target: str) -> Source:
-    if source == "-":
-        return Pipe(
-            standard_input(),
-            name="standard input",
-            strip_components=strip_components,
-            target=target,
-        )
-    hint = f'pipe it in: curl -fsS "$URL" | staging upload - {shlex.quote(target)}'
-    path = local_path(source, hint=hint)
-    return TarFile(path, strip_components=strip_components, target=target)
 
 
 def _show_plan(

@@ -17,12 +17,13 @@ Names are not yet checked for reservation, which depends on what is stripped fro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from staging.formats import tar_header
 from staging.formats.tar_header import BLOCK, ZERO_BLOCK, Header, PaxRecords
 from staging.formats.tar_refusals import REFUSED_TYPES, TarRefused, check_kind
+from staging.vocabulary.digest import HashFamily
 from staging.vocabulary.errors import MalformedInput
 from staging.vocabulary.paths import NameSet, why_not_portable
 from staging.vocabulary.read_at import ReadAt
@@ -42,6 +43,7 @@ MAX_NAME_BYTES: Final = 8 * 1024 * 1024
 MAX_DEPTH: Final = 32
 """Most components of a name."""
 
+_STAMP_LENGTH = 16
 _TRAILING_READ = 64 * 1024
 _SHOWN_LENGTH = 200
 
@@ -59,12 +61,16 @@ class TarMember:
 
     `name` is as in the archive without a leading `./`; its components are safe, but the top-level
     directory is still there. `header_offset` is that of the first extension header, if there is one.
+    `stamp` is the beginning of the BLAKE3 digest of the member's header blocks, extensions included, as
+    hexadecimal: the same wherever and however the archive is read, and likely another one when the
+    member was written anew, for headers hold its time. It is no part of what makes members equal.
     """
 
     name: str
     size: int
     header_offset: int
     data_offset: int
+    stamp: str = field(compare=False)
 
     @property
     def data_end(self) -> int:
@@ -117,6 +123,7 @@ class TarReader:
         self._at = 0  # offset of the block being judged, and what it belongs to: for messages
         self._place = self._before = "the first header"
         self._padding = 0  # bytes of padding in front of the next header
+        self._headers = bytearray()  # of the member to come, with at most two extensions
         self._waiting: _Extension | None = None
         self._names = NameSet()
         self._name_bytes = 0
@@ -183,6 +190,7 @@ class TarReader:
             if offset == 0:
                 check_kind(block)
             raise
+        self._headers += block
         if header.type in _EXTENSIONS:
             self._extension(header, offset)
             return None
@@ -213,6 +221,7 @@ class TarReader:
             raise TarRefused("tar-truncated", f"the archive ends in {_EXTENSIONS[extension.type]}")
         if any(data[extension.size :]):
             raise TarRefused("tar-padding", "the padding of an extension header is not zero")
+        self._headers += data
         records = data[: extension.size]
         if extension.type == tar_header.PAX:
             self._waiting = replace(extension, pax=tar_header.parse_pax(records))
@@ -226,6 +235,7 @@ class TarReader:
         """The header of a member, with what the extension before it says."""
         extension = self._waiting or _Extension(header.type, offset, 0)
         self._waiting = None
+        headers, self._headers = self._headers, bytearray()
         name = extension.pax.path or extension.name or header.name
         self._place = f"member {_shown(name)}"
         self._before = f"the header after {_shown(name)}"
@@ -244,7 +254,8 @@ class TarReader:
         if is_directory:
             return None
         self._files += 1
-        return TarMember(path, size, extension.offset, data_offset)
+        stamp = HashFamily.BLAKE3.hash(headers).hex()[:_STAMP_LENGTH]
+        return TarMember(path, size, extension.offset, data_offset, stamp)
 
     def _second_zero_block(self, wanted: Wanted, data: bytes) -> None:
         if len(data) < wanted.length:

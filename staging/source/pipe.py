@@ -1,41 +1,51 @@
-"""A tar on a pipe as a sequential source: one pass, no seeking, no scratch disk."""
+"""A tar on a stream as a sequential source: one pass, no seeking, no scratch disk."""
 
 from __future__ import annotations
 
-import select
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from staging.formats.tar import TarReader
 from staging.layout.root import RootTracker
+from staging.source import stream as streams
 from staging.source.source import SourceFile
+from staging.source.stream import Stream
 from staging.vocabulary.errors import StagingError
 
 
 class Pipe:
-    """A tar read from a stream such as standard input."""
+    """A tar read from a stream such as standard input, a response's body, or what unpacks one."""
 
-    kind = "pipe"
-    identity = None
     sequential = True
-    size = None
 
     def __init__(
         self,
-        stream: BinaryIO,
+        stream: Stream | BinaryIO,
         *,
         name: str = "-",
+        kind: str = "pipe",
+        identity: str | None = None,
+        size: int | None = None,
+        argument: str = "-",
+        memory: int = 0,
         strip_components: int | None = None,
         target: str = "",
     ) -> None:
-        """Wrap a binary stream; `target` is only named in hints.
+        """Read a binary stream, which becomes the pipe's own if it has a `finish` (see `stream`).
 
         Its `readinto` may come short, and may say None when it does not block: then it is waited for.
+        `name`, `kind`, `identity` and `size` are those of the source; `argument` is what a command names
+        it by, without queries. That and `target` are only named in hints. `memory` is what the stream
+        holds ahead, in bytes.
         """
         self._stream = stream
         self.name = name
+        self.kind = kind
+        self.identity = identity
+        self.size = size
+        self.memory = memory
         self._reader = TarReader()
-        self._root = RootTracker(strip_components=strip_components, source="-", target=target)
+        self._root = RootTracker(strip_components=strip_components, source=argument, target=target)
         self._at = 0
         self._file: SourceFile | None = None
 
@@ -49,7 +59,7 @@ class Pipe:
             member = self._reader.feed(bytes(data[:length]))
             if member is not None:
                 path = self._root.add(member.name)
-                self._file = SourceFile(path, member.size, member.data_offset)
+                self._file = SourceFile(path, member.size, member.data_offset, member.stamp)
                 yield self._file
         self._root.finish()
 
@@ -61,35 +71,36 @@ class Pipe:
             raise self._reader.truncated(self._at)
 
     def finish(self) -> None:
-        """Nothing to check: a pipe is read once."""
+        """Raise what the stream has against its bytes. Otherwise nothing to check: they came once."""
+        try:
+            streams.finish(self._stream)
+        except OSError as error:
+            raise self._failed(error, self._at) from error
 
     def close(self) -> None:
-        """Leave the stream open: it belongs to the caller."""
+        """Close a stream of the pipe's own; one without `finish` is left open for the caller."""
+        streams.close(self._stream)
 
     def _read(self, view: memoryview) -> int:
         done = 0
         while done < len(view):
             try:
-                count: int | None = self._stream.readinto(view[done:])  # type: ignore[attr-defined]
-                if count is None:
-                    _wait(self._stream)
-                    continue
+                count = streams.read_some(self._stream, view[done:])
             except OSError as error:
-                raise StagingError(
-                    f"cannot read the pipe at byte {self._at + done}: {error.strerror}",
-                    reference="source-io",
-                    hint="look at the command before the pipe, then run again",
-                    side="source",
-                ) from error
+                raise self._failed(error, self._at + done) from error
             if count == 0:
                 break
             done += count
         self._at += done
         return done
 
-
-def _wait(stream: BinaryIO) -> None:
-    """Return once a stream that does not block has bytes, or its end."""
-    poll = select.poll()
-    poll.register(stream, select.POLLIN)
-    poll.poll()
+    def _failed(self, error: OSError, at: int) -> StagingError:
+        piped = self.kind == "pipe"
+        return StagingError(
+            f"cannot read {'the pipe' if piped else self.name} at byte {at}: {error.strerror}",
+            reference="source-io",
+            hint="look at the command before the pipe, then run again"
+            if piped
+            else "check where the archive lies, then run again",
+            side="source",
+        )

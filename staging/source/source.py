@@ -60,6 +60,11 @@ class Source(Protocol):
         ...
 
     @property
+    def memory(self) -> int:
+        """Bytes it holds at most, besides the views it fills."""
+        ...
+
+    @property
     def sequential(self) -> bool:
         """True when files come one after another and each must be read to its end."""
         ...

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from staging.store.denials import denied, kms_refused, setting_refused
+from staging.store.settings import NO_SETTINGS, S3Settings
 from staging.store.store import AlreadyExists, Changed
 from staging.vocabulary.errors import (
     AccessDenied,
@@ -14,6 +16,7 @@ from staging.vocabulary.errors import (
     IntegrityError,
     NotFound,
     StagingError,
+    Stalled,
     StoreUnavailable,
     UsageError,
 )
@@ -47,17 +50,9 @@ _BUSY_CODES: Final = {
     "TooManyRequests",
     "BandwidthLimitExceeded",
 }
-_DENIED_HINTS: Final = {
-    "read": "the role needs s3:GetObject and s3:ListBucket, and kms:Decrypt where the bucket uses a"
-    " KMS key; in a pod also check the service account's role annotation and the namespace in"
-    " the role's trust policy",
-    "write": "the role needs s3:PutObject and s3:AbortMultipartUpload, and kms:GenerateDataKey and"
-    " kms:Decrypt where the bucket uses a KMS key",
-    "delete": "the role needs s3:DeleteObject",
-    "list-uploads": "the role needs s3:ListBucketMultipartUploads",
-}
 _REQUEST_HINT: Final = (
-    "the store understood the request otherwise: check --endpoint-url and that it speaks S3"
+    "the store understood the request otherwise: check --endpoint-url and that it speaks S3; `staging"
+    " doctor --write-test` tells what a store takes"
 )
 _KINDS: Final = {
     "HeadObject": "read",
@@ -65,8 +60,18 @@ _KINDS: Final = {
     "ListObjectsV2": "read",
     "DeleteObject": "delete",
     "ListMultipartUploads": "list-uploads",
+    "ListParts": "list-parts",
+    "HeadBucket": "read",
+    "GetBucketLocation": "bucket",
+    "GetBucketVersioning": "bucket",
+    "GetBucketEncryption": "bucket",
+    "GetBucketLifecycleConfiguration": "bucket",
+    "GetBucketPolicyStatus": "bucket",
+    "GetObjectLockConfiguration": "bucket",
 }
 _BESIDE_A_KEY: Final = {
+    "HeadBucket",
+    "GetBucketLocation",
     "ListObjectsV2",
     "ListMultipartUploads",
     "CreateMultipartUpload",
@@ -75,8 +80,13 @@ _BESIDE_A_KEY: Final = {
 """Operations that need no object to be there: for them 404 is about the bucket or the address."""
 
 
-def translate(error: WireError, bucket: str, key: str | None) -> StagingError:
-    """The error to raise for a failed request on `key` (or a listing of it) in `bucket`."""
+def translate(
+    error: WireError, bucket: str, key: str | None, settings: S3Settings = NO_SETTINGS
+) -> StagingError:
+    """The error to raise for a failed request on `key` (or a listing of it) in `bucket`.
+
+    `settings` are those that were on the request.
+    """
     place = f"s3://{bucket}/{key or ''}"
     what = f"{error.operation} {place}: {error.code}"
     if error.message and error.message != error.code:
@@ -108,6 +118,14 @@ def translate(error: WireError, bucket: str, key: str | None) -> StagingError:
             hint="check --endpoint-url, the network, proxies and --ca-bundle, then run again",
             side="store",
         )
+    if error.cause == "stalled":
+        return Stalled(
+            what,
+            reference="stalled",
+            hint="the connection was there, but next to nothing came through: run again, and check the"
+            " network and proxies if it repeats",
+            side="store",
+        )
     if error.cause == "configuration":
         return UsageError(
             what,
@@ -116,10 +134,13 @@ def translate(error: WireError, bucket: str, key: str | None) -> StagingError:
         )
     if error.cause == "request":
         return StagingError(what, reference="request", hint=_REQUEST_HINT, side="store")
-    return _answer(error, bucket, place, what, kind)
+    refused = setting_refused(error, what, settings)
+    return refused or _answer(error, bucket, place, what, kind, settings)
 
 
-def _answer(error: WireError, bucket: str, place: str, what: str, kind: str) -> StagingError:
+def _answer(
+    error: WireError, bucket: str, place: str, what: str, kind: str, settings: S3Settings
+) -> StagingError:
     code = error.code
     if code == "NoSuchBucket":
         return NotFound(
@@ -152,17 +173,13 @@ def _answer(error: WireError, bucket: str, place: str, what: str, kind: str) -> 
             side="store",
         )
     if code.startswith("KMS."):
-        return AccessDenied(
-            what,
-            reference="denied",
-            hint="the bucket's KMS key cannot be used: see that it is enabled and that the role may use it",
-            side="store",
-        )
+        return kms_refused(error, what)
     if code == "400" and error.operation == "HeadObject":
         return AccessDenied(
             f"{what} (S3 gives no reason to a HEAD)",
             reference="credentials",
-            hint="most often the credentials have expired: get new ones and run again",
+            hint="most often the credentials have expired: get new ones and run again; a store that"
+            " does not know checksums of whole objects may answer so as well",
             side="store",
         )
     if code in _CHECKSUM_CODES:
@@ -182,7 +199,7 @@ def _answer(error: WireError, bucket: str, place: str, what: str, kind: str) -> 
         )
     if _is_busy(error):
         return _busy(what)
-    return _by_status(error, bucket, place, what, kind)
+    return _by_status(error, bucket, place, what, kind, settings)
 
 
 def _is_busy(error: WireError) -> bool:
@@ -196,7 +213,9 @@ def _busy(what: str) -> StoreUnavailable:
     )
 
 
-def _by_status(error: WireError, bucket: str, place: str, what: str, kind: str) -> StagingError:
+def _by_status(
+    error: WireError, bucket: str, place: str, what: str, kind: str, settings: S3Settings
+) -> StagingError:
     status = error.status
     if status == 404 and error.operation in _BESIDE_A_KEY:
         return NotFound(
@@ -209,12 +228,7 @@ def _by_status(error: WireError, bucket: str, place: str, what: str, kind: str) 
         return NotFound(f"there is no object {place}", reference="object", side="store")
     if status in (401, 403):
         hidden = error.operation in ("GetObject", "HeadObject")
-        return AccessDenied(
-            f"{what} (missing, or denied)" if hidden else what,
-            reference="denied",
-            hint=_DENIED_HINTS[kind],
-            side="store",
-        )
+        return denied(error, f"{what} (missing, or denied)" if hidden else what, kind, settings)
     if status == 412 and kind == "write":
         return AlreadyExists(
             f"there is already an object {place}", reference="exists", side="store"

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from staging.store.refusals import translate
+from staging.store.settings import NO_SETTINGS, S3Settings
 from staging.store.store import (
     Changed,
     ListedPart,
@@ -30,7 +31,7 @@ from staging.vocabulary.errors import (
     StagingError,
     StoreUnavailable,
 )
-from staging.wire.wire import BodyBroken, Wire, WireError
+from staging.wire.wire import Body, BodyBroken, Wire, WireError
 
 _READ_ATTEMPTS: Final = 5
 _CONFLICT_ATTEMPTS: Final = 4
@@ -38,11 +39,15 @@ _CONFLICT_PAUSE: Final = 0.2  # seconds before the first repeat; doubles each ti
 
 
 class S3Store:
-    """One bucket as a `Store`; see `staging.store.store` for the contract."""
+    """One bucket as a `Store`; see `staging.store.store` for the contract.
 
-    def __init__(self, wire: Wire, bucket: str) -> None:
+    `settings` are on the requests besides what the contract says.
+    """
+
+    def __init__(self, wire: Wire, bucket: str, settings: S3Settings = NO_SETTINGS) -> None:
         self._wire = wire
         self._bucket = bucket
+        self._settings = settings
 
     @property
     def bucket(self) -> str:
@@ -57,10 +62,7 @@ class S3Store:
     def read(self, key: str, *, limit: int) -> tuple[bytes, ObjectInfo]:
         """Return a whole small object."""
         for _ in range(_READ_ATTEMPTS):
-            try:
-                answer, body = self._wire.get({"Bucket": self._bucket, "Key": key})
-            except WireError as error:
-                raise translate(error, self._bucket, key) from error
+            answer, body = self._get(key)
             try:
                 size = int(answer["ContentLength"])
                 if size > limit:
@@ -86,17 +88,7 @@ class S3Store:
         """Read a range of one version."""
         last = offset + len(buffer) - 1
         condition = self._pin(key, etag)
-        try:
-            answer, body = self._wire.get(
-                {
-                    "Bucket": self._bucket,
-                    "Key": key,
-                    "Range": f"bytes={offset}-{last}",
-                    "IfMatch": condition,
-                }
-            )
-        except WireError as error:
-            raise translate(error, self._bucket, key) from error
+        answer, body = self._get(key, Range=f"bytes={offset}-{last}", IfMatch=condition)
         try:
             expected = f"bytes {offset}-{last}/"
             given = str(answer.get("ContentRange", "the whole object"))
@@ -276,12 +268,21 @@ class S3Store:
             time.sleep(_CONFLICT_PAUSE * 2**attempt)
         return self._call(operation, key, IfNoneMatch="*", **parameters)
 
+    def _get(self, key: str, **parameters: Any) -> tuple[Mapping[str, Any], Body]:
+        where = {"Bucket": self._bucket, "Key": key}
+        try:
+            return self._wire.get({**where, **self._settings.parameters("GetObject"), **parameters})
+        except WireError as error:
+            raise translate(error, self._bucket, key, self._settings) from error
+
     def _call(self, operation: str, key: str | None, **parameters: Any) -> Mapping[str, Any]:
         where = {"Bucket": self._bucket} if key is None else {"Bucket": self._bucket, "Key": key}
+        settings = self._settings.parameters(operation)
         try:
-            return self._wire.call(operation, {**where, **parameters})
+            return self._wire.call(operation, {**where, **settings, **parameters})
         except WireError as error:
-            raise translate(error, self._bucket, key or parameters.get("Prefix")) from error
+            about = key or parameters.get("Prefix")
+            raise translate(error, self._bucket, about, self._settings) from error
 
 
 def _fill(body: Any, view: memoryview) -> int:

@@ -1,39 +1,65 @@
 """The wire through botocore: works with every S3 and every kind of credentials.
 
-botocore signs, follows a bucket to its region, refreshes credentials, and repeats single requests.
-Payloads are neither hashed for the signature nor sent with a second checksum: TLS and the CRC64NVME
-that callers give cover the wire, and SHA-256 would cost more than everything else together.
+botocore signs, follows a bucket to its region, refreshes credentials, and repeats single requests. What
+moves the bytes below it is an engine: botocore's own HTTP client (`boto`), or one of the transports
+`raw` and `crt`, which answer botocore's `before-send` event. Behind an HTTP proxy it is always `boto`.
+When a request goes, first or again, is up to the `Pace`.
+
+Payloads are neither hashed for the signature, unless `sign_payload` says so, nor sent with a second
+checksum: TLS and the CRC64NVME that callers give cover the wire, and SHA-256 would cost more than everything
+else together.
+
+A request is made at most five times, as long as the client's retry quota lasts: botocore takes from it for
+each repeat, gives back what a repeat took that led to an answer, and a little for each request that needed
+none. So when everything fails, a hundred repeats are the end of it, however long the run (I11).
 """
 
 from __future__ import annotations
 
-import datetime
-import email.utils
+import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import boto3.session
+import botocore.session
 from botocore import exceptions as boto
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
 from botocore.config import Config
+from botocore.endpoint import EndpointCreator
 from botocore.response import StreamingBody
+from botocore.retries.standard import register_retry_handler
 from urllib3.exceptions import HTTPError
 
 from staging.vocabulary.errors import UsageError
-from staging.vocabulary.redaction import one_line
-from staging.wire.wire import Body, BodyBroken, Cause, WireError
+from staging.wire.engine import Engine, send, transport_for
+from staging.wire.failure import clean, failed, refused
+from staging.wire.pace import Pace, Slot
+from staging.wire.transport import CONNECT_TIMEOUT, READ_TIMEOUT, BodyReader
+from staging.wire.wire import Body, BodyBroken, WireError
 
 _MAX_ATTEMPTS: Final = 5
-_CONNECT_TIMEOUT: Final = 10  # seconds
-_READ_TIMEOUT: Final = 60  # seconds without a single byte
 _DEFAULT_REGION: Final = "us-east-1"  # where S3 tells a bucket's real region from
+_RETRIES: Final = "retry-config-s3"  # botocore's name for its handler of retries
+_BUSY: Final = {
+    "SlowDown",
+    "TooManyRequests",
+    "RequestTimeout",
+    "Throttling",
+    "RequestLimitExceeded",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """How to reach S3. None leaves a choice to botocore's own chain of environment and files."""
+    """How to reach S3. None leaves a choice to botocore's own chain of environment and files.
+
+    `path_style` puts the bucket into the path of URLs; None does so at custom endpoints, where a bucket's
+    name is seldom a host's. `sign_payload` hashes every body for its signature, for buckets whose policy
+    wants that.
+    """
 
     region: str | None = None
     profile: str | None = None
@@ -41,87 +67,225 @@ class Connection:
     ca_bundle: str | None = None
     connections: int = 10
     user_agent: str = "checkpoint-staging"
+    engine: Engine = "auto"
+    path_style: bool | None = None
+    sign_payload: bool = False
 
 
 class BotoWire:
     """S3 requests through one botocore client. Do not fork after making one."""
 
-    def __init__(self, connection: Connection) -> None:
-        """Create the client. Raises UsageError when profile, region or endpoint are unusable."""
+    def __init__(self, connection: Connection, pace: Pace | None = None) -> None:
+        """Create the client. Without a `pace`, as many requests go at once as there are connections.
+
+        Raises UsageError when profile, region, endpoint or engine are unusable.
+        """
         _check_endpoint(connection.endpoint_url)
+        self.pace = pace or Pace(ceiling=connection.connections)
+        self._here = threading.local()
+        styles = {
+            True: "path",
+            False: "virtual",
+            None: "path" if connection.endpoint_url else "auto",
+        }
         try:
-            session = boto3.session.Session(
-                profile_name=connection.profile, region_name=connection.region
-            )
+            core = botocore.session.Session(profile=connection.profile)
+            session = boto3.session.Session(botocore_session=core, region_name=connection.region)
+            verify = connection.ca_bundle or core.get_config_variable("ca_bundle")
             self._client = session.client(
                 "s3",
                 region_name=session.region_name or _DEFAULT_REGION,
                 endpoint_url=connection.endpoint_url,
-                verify=connection.ca_bundle,
+                verify=verify,
                 config=Config(
-                    # A bucket name is not a host name at most custom endpoints.
                     s3={
-                        "payload_signing_enabled": False,
-                        "addressing_style": "path" if connection.endpoint_url else "auto",
+                        "payload_signing_enabled": connection.sign_payload,
+                        "addressing_style": styles[connection.path_style],
                     },
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                     retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
-                    connect_timeout=_CONNECT_TIMEOUT,
-                    read_timeout=_READ_TIMEOUT,
+                    connect_timeout=CONNECT_TIMEOUT,
+                    read_timeout=READ_TIMEOUT,
                     max_pool_connections=connection.connections,
                     tcp_keepalive=True,
                     user_agent_extra=connection.user_agent,
                 ),
             )
+            self._proxies, trusted = self._surroundings(verify)
         except (boto.BotoCoreError, ValueError, OSError) as error:
             raise UsageError(
-                f"cannot connect to S3: {_clean(str(error))}",
+                f"cannot connect to S3: {clean(str(error))}",
                 reference="connection-settings",
                 hint="check --profile, --region, --endpoint-url and --ca-bundle",
             ) from error
-        # The signer that comes with awscrt copies the whole body, which it does not even sign.
-        events = self._client.meta.events
-        events.register_first("request-created.s3", _set_body_aside)
-        events.register_last("request-created.s3", _put_body_back)
+        self._transport = transport_for(
+            connection.engine, self.pace, trusted, idle=connection.connections
+        )
+        if self._transport is not None:
+            weakref.finalize(self, self._transport.close)
+        self._listen()
         self._methods = {
             name: getattr(self._client, method)
             for method, name in self._client.meta.method_to_api_mapping.items()
         }
 
     def call(self, operation: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Perform an S3 operation by its API name. Raises WireError."""
+        """Perform an S3 operation by its API name. Raises WireError, Stopped."""
         try:
-            answer: Mapping[str, Any] = self._methods[operation](**parameters)
-        except boto.ClientError as error:
-            raise _refused(operation, error) from error
-        except boto.BotoCoreError as error:
-            raise _failed(operation, error) from error
-        return answer
+            return self._perform(operation, parameters)
+        finally:
+            self._leave()
 
     def get(self, parameters: Mapping[str, Any]) -> tuple[Mapping[str, Any], Body]:
-        """Perform GetObject. Raises WireError."""
-        answer = self.call("GetObject", parameters)
-        return answer, _BotoBody(answer["Body"])
+        """Perform GetObject. Raises WireError, Stopped."""
+        try:
+            answer = self._perform("GetObject", parameters)
+        except BaseException:
+            self._leave()
+            raise
+        slot, self._here.slot = self._here.slot, None
+        own = self.pace if self._here.by_botocore else None
+        return answer, _BotoBody(answer["Body"], slot, own)
 
     def close(self) -> None:
         """Close idle connections. No request may follow."""
+        if self._transport is not None:
+            self._transport.close()
         self._client.close()
+
+    def _perform(self, operation: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            answer: Mapping[str, Any] = self._methods[operation](**parameters)
+        except boto.ClientError as error:
+            raise refused(operation, error) from error
+        except boto.BotoCoreError as error:
+            raise failed(operation, error) from error
+        except ValueError as error:  # a header with a number or a date that is none
+            raise WireError(
+                operation, "request", "UnreadableAnswer", clean(f"an unreadable answer: {error}")
+            ) from error
+        return answer
+
+    def _surroundings(self, verify: str | None) -> tuple[Mapping[str, str], str | bool]:
+        """Proxies and certificates as botocore finds them in environment and files: its own code is asked."""
+        settings = (
+            EndpointCreator(self._client.meta.events)
+            .create_endpoint(
+                self._client.meta.service_model,
+                self._client.meta.region_name,
+                self._client.meta.endpoint_url,
+                verify=verify,  # type: ignore[arg-type]  # stubs know no file here
+                http_session_cls=_Surroundings,  # type: ignore[arg-type]  # anything with its arguments
+            )
+            .http_session
+        )
+        return settings.proxies, settings.verify
+
+    def _listen(self) -> None:
+        events = self._client.meta.events
+        # The signer that comes with awscrt copies the whole body, even one that it does not sign.
+        events.register_first("request-created.s3", _set_body_aside)
+        events.register_last("request-created.s3", _put_body_back)
+        events.register("before-send.s3", self._before_send)
+        events.register("response-received.s3", self._response_received)
+        # botocore sleeps between attempts, and nothing wakes it: it decides, but the pace does the waiting.
+        events.unregister("needs-retry.s3", unique_id=_RETRIES)
+        decide = register_retry_handler(self._client, _MAX_ATTEMPTS).needs_retry
+        events.unregister("needs-retry.s3", unique_id=_RETRIES)
+        pace = self.pace
+
+        def needs_retry(**given: Any) -> int | None:
+            delay = decide(**given)
+            if delay is None:
+                return None
+            pace.sleep(delay)
+            return 0
+
+        events.register("needs-retry.s3", needs_retry)
+
+    def _before_send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+        """Wait for the request's turn and send it, or return None to have botocore send it."""
+        context: dict[str, Any] = request.context  # type: ignore[attr-defined]  # newer than the stubs
+        self._leave()
+        self._here.slot = self.pace.enter(again=context["retries"]["attempt"] > 1)
+        scheme = urlsplit(request.url).scheme
+        body = request.body if request.body is not None else b""
+        # botocore makes a file of `bytes`, which only its own client sends; parts are bytearrays.
+        if isinstance(body, (bytes, bytearray)) and not self._proxies.get(scheme):
+            if self._transport is not None:
+                self._here.by_botocore = False
+                return send(self._transport, request, body)
+        self._here.by_botocore = True
+        self.pace.spend(int(request.headers.get("Content-Length", 0)))
+        return None
+
+    def _response_received(
+        self,
+        response_dict: Mapping[str, Any] | None,
+        parsed_response: Mapping[str, Any] | None,
+        context: Mapping[str, Any],
+        **_: object,
+    ) -> None:
+        slot: Slot | None = getattr(self._here, "slot", None)
+        if slot is None:
+            return
+        if response_dict is None or parsed_response is None:
+            slot.leave()
+            return
+        status, headers = response_dict["status_code"], response_dict["headers"]
+        code = parsed_response.get("Error", {}).get("Code")
+        if status in (429, 503) or code in _BUSY:
+            slot.busy(_seconds(headers.get("retry-after")))
+        elif status < 500:
+            slot.good()
+        if status >= 300 or not isinstance(response_dict["body"], StreamingBody):
+            slot.leave()
+
+    def _leave(self) -> None:
+        slot, self._here.slot = getattr(self._here, "slot", None), None
+        if slot is not None:
+            slot.leave()
 
 
 class _BotoBody:
-    def __init__(self, stream: StreamingBody) -> None:
+    def __init__(self, stream: StreamingBody, slot: Slot | None, pace: Pace | None) -> None:
         self._stream = stream
+        self._slot = slot
+        self._pace = pace  # for who has not paid for what it read
 
     def read_into(self, view: memoryview) -> int:
         try:
-            return int(self._stream.readinto(view))  # type: ignore[arg-type]  # stubs want a file
+            count = int(self._stream.readinto(view))  # type: ignore[arg-type]  # stubs want a file
         # What botocore leaves in urllib3's words, such as a damaged TLS record, is no OSError.
         except (boto.BotoCoreError, HTTPError, OSError) as error:
-            raise BodyBroken(_clean(str(error))) from error
+            raise BodyBroken(clean(str(error))) from error
+        if self._pace is not None:
+            self._pace.spend(count)
+        return count
 
     def close(self) -> None:
-        self._stream.close()
+        try:
+            self._stream.close()
+        finally:
+            if self._slot is not None:
+                self._slot.leave()
+
+
+class _Surroundings:
+    """What botocore would make its HTTP client with."""
+
+    def __init__(self, *, proxies: Mapping[str, str], verify: str | bool, **_: object) -> None:
+        self.proxies = proxies
+        self.verify = verify
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _seconds(header: str | None) -> float:
+    """The seconds of a Retry-After header; 0 for none, or for a date."""
+    return float(header) if header is not None and header.isascii() and header.isdigit() else 0.0
 
 
 def _check_endpoint(url: str | None) -> None:
@@ -149,75 +313,13 @@ def _check_endpoint(url: str | None) -> None:
 
 
 def _set_body_aside(request: AWSRequest, **_: object) -> None:
-    request.context["body-set-aside"], request.data = request.data, None
+    body = request.data
+    request.context["body-set-aside"] = body
+    if not request.context["client_config"].s3["payload_signing_enabled"]:
+        request.data = None
+    elif isinstance(body, (bytes, bytearray)) and body:
+        request.data = BodyReader(body)
 
 
 def _put_body_back(request: AWSRequest, **_: object) -> None:
     request.data = request.context.pop("body-set-aside")
-
-
-def _refused(operation: str, error: boto.ClientError) -> WireError:
-    details: Mapping[str, Any] = error.response.get("Error", {})
-    metadata: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
-    headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
-    # Another operation than the one that was called is one that was to bring its credentials.
-    asked = error.operation_name
-    return WireError(
-        operation=asked,
-        cause="answer" if asked == operation else "credentials",
-        code=_clean(str(details.get("Code", "Unknown"))),
-        message=_clean(str(details.get("Message", ""))),
-        status=metadata.get("HTTPStatusCode"),
-        server_time_skew=_skew(headers.get("date")),
-    )
-
-
-def _failed(operation: str, error: boto.BotoCoreError) -> WireError:
-    cause: Cause
-    if isinstance(error, _CREDENTIALS):
-        cause = "credentials"
-    elif isinstance(error, (boto.HTTPClientError, boto.ConnectionError)):
-        cause = "connection"
-    elif isinstance(error, _SETTINGS):
-        cause = "configuration"
-    else:
-        cause = "request"
-    return WireError(
-        operation=operation, cause=cause, code=type(error).__name__, message=_clean(str(error))
-    )
-
-
-_CREDENTIALS: Final = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.TokenRetrievalError,
-    boto.UnauthorizedSSOTokenError,
-    boto.SSOError,
-)
-_SETTINGS: Final = (
-    boto.BaseEndpointResolverError,
-    boto.EndpointProviderError,
-    boto.InvalidEndpointConfigurationError,
-    boto.InvalidRegionError,
-    boto.UnsupportedS3ConfigurationError,
-    boto.InvalidProxiesConfigError,
-    boto.InvalidConfigError,
-)
-
-
-def _skew(date: str | None) -> float | None:
-    if not date:
-        return None
-    try:
-        then = email.utils.parsedate_to_datetime(date)
-    except ValueError:
-        return None
-    if then.tzinfo is None:
-        then = then.replace(tzinfo=datetime.UTC)
-    return (datetime.datetime.now(datetime.UTC) - then).total_seconds()
-
-
-def _clean(text: str) -> str:
-    """A store's message is a stranger's text (I13), and may be a whole page."""
-    return one_line(text)[:300]

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-Cause = Literal["answer", "connection", "credentials", "configuration", "request"]
-"""The store's answer; no connection; no credentials; unusable settings; a request never sent."""
+Cause = Literal["answer", "connection", "stalled", "credentials", "configuration", "request"]
+"""The store's answer; no connection; a connection on which nothing moves, or next to nothing; no
+credentials; unusable settings; a request never sent."""
 
 
 @dataclass(slots=True)
@@ -39,11 +40,19 @@ class BodyBroken(Exception):
     """A response body ended before its length was reached."""
 
 
+class BodyStalled(BodyBroken):
+    """A response body was given up because nothing of it came any more, or next to nothing."""
+
+
+class Stopped(Exception):
+    """The work was called off while a request waited, or was on its way."""
+
+
 class Body(Protocol):
     """The body of an answer, to be read once and closed."""
 
     def read_into(self, view: memoryview) -> int:
-        """Read some bytes into `view`; 0 means the body is over. Raises BodyBroken."""
+        """Read some bytes into `view`; 0 means the body is over. Raises BodyBroken, Stopped."""
         ...
 
     def close(self) -> None:
@@ -55,9 +64,9 @@ class Wire(Protocol):
     """Sends S3 requests. Safe to use from several threads."""
 
     def call(self, operation: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Perform an S3 operation by its API name and return the parsed answer. Raises WireError."""
+        """Perform an S3 operation by its API name and return the parsed answer. Raises WireError, Stopped."""
         ...
 
     def get(self, parameters: Mapping[str, Any]) -> tuple[Mapping[str, Any], Body]:
-        """Perform GetObject and return the parsed answer and its body. Raises WireError."""
+        """Perform GetObject and return the parsed answer and its body. Raises WireError, Stopped."""
         ...

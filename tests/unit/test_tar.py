@@ -13,13 +13,14 @@ import tarfile  # noqa: TID251 - the oracle: it writes archives for the reader t
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from staging.formats.tar import TarMember, TarReader, Wanted, read_index
 from staging.vocabulary.digest import MAX_FILE_SIZE
 from staging.vocabulary.errors import MalformedInput
 from staging.vocabulary.read_at import BytesAt
 from tests.support import tars
-from tests.support.tars import END, GNU, POSIX, V7, header, member, padded, pax, record
+from tests.support.tars import END, GNU, POSIX, V7, header, long_name, member, padded, pax, record
 
 GIB = 1024**3
 
@@ -128,10 +129,36 @@ def test_valid_archives_are_read_in_full(name: str) -> None:
 
 def test_offsets_name_the_first_header_and_the_data() -> None:
     data = pax(record(b"path", b"m/a")) + member(b"x", b"12345") + member(b"m/b") + END
-    assert read_index(BytesAt(data)) == [
-        TarMember("m/a", 5, header_offset=0, data_offset=1536),
-        TarMember("m/b", 0, header_offset=2048, data_offset=2560),
-    ]
+    first, second = read_index(BytesAt(data))
+    assert first == TarMember("m/a", 5, 0, 1536, stamp=first.stamp)
+    assert second == TarMember("m/b", 0, 2048, 2560, stamp=second.stamp)
+
+
+def test_a_stamp_is_of_the_headers_of_one_member() -> None:
+    extended = pax(record(b"path", b"m/a"))
+    data = extended + member(b"x", b"12345") + long_name(b"m/b") + member(b"m/b", magic=GNU) + END
+    first, second = read_index(BytesAt(data))
+    assert first.stamp == blake3(extended + header(b"x", 5)).hexdigest()[:16]
+    named = long_name(b"m/b") + header(b"m/b", magic=GNU)
+    assert second.stamp == blake3(named).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        pytest.param({"data": b"other"}, True, id="data"),  # it proves nothing
+        pytest.param({"mtime": b"00000000001\0"}, False, id="time"),
+        pytest.param({"mode": b"0000600\0"}, False, id="mode"),
+        pytest.param({"data": b"longer"}, False, id="size"),
+    ],
+)
+def test_a_stamp_is_another_one_when_a_header_is(change: dict[str, bytes], same: bool) -> None:
+    def stamps(fields: dict[str, bytes]) -> list[str]:
+        data = member(b"m/a", **{"data": b"12345", **fields}) + member(b"m/b") + END
+        return [found.stamp for found in read_index(BytesAt(data))]
+
+    assert (stamps(change) == stamps({})) is same
+    assert stamps(change)[1] == stamps({})[1]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ It does what S3 does on every path the product uses (conditional writes, checksu
 arrival and combined at Complete, ranges, pages, multipart rules), logs every request, and applies
 scripted faults. It keeps everything in memory.
 
-Not guaranteed: versioning, copies, ACLs and tags (501); other checksums than CRC64NVME are verified
+Not guaranteed: versioning, copies, ACLs and reading tags (501); other checksums than CRC64NVME are verified
 on arrival but not stored.
 """
 
@@ -23,6 +23,7 @@ from tests.support.s3server.actions import (
     Status,
     WrongRange,
 )
+from tests.support.s3server.bucket_settings import OWNER, BucketSettings, Rule
 from tests.support.s3server.errors import S3Error
 from tests.support.s3server.faults import Fault
 from tests.support.s3server.log import Request, RequestLog
@@ -31,8 +32,10 @@ from tests.support.s3server.quirks import Quirk
 from tests.support.s3server.server import ScriptedS3
 
 __all__ = [
+    "OWNER",
     "Action",
     "Bucket",
+    "BucketSettings",
     "CutBody",
     "CutUpload",
     "DropAfter",
@@ -46,6 +49,7 @@ __all__ = [
     "ReplaceBody",
     "Request",
     "RequestLog",
+    "Rule",
     "S3Error",
     "ScriptedS3",
     "StallBody",

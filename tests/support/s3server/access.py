@@ -37,8 +37,16 @@ PERMISSIONS = {
     "ListParts": "ListMultipartUploadParts",
     "ListMultipartUploads": "ListBucketMultipartUploads",
     "AbortMultipartUpload": "AbortMultipartUpload",
+    "GetBucketVersioning": "GetBucketVersioning",
+    "GetBucketEncryption": "GetEncryptionConfiguration",
+    "GetBucketLifecycleConfiguration": "GetLifecycleConfiguration",
+    "GetObjectLockConfiguration": "GetBucketObjectLockConfiguration",
+    "GetBucketPolicyStatus": "GetBucketPolicyStatus",
 }
 """The permission of each operation, as IAM names it."""
+
+BESIDES = frozenset({"PutObjectTagging", "kms:GenerateDataKey", "kms:Decrypt"})
+"""What some requests need on top: those with tags, and those on objects under a KMS key."""
 
 
 class Access:
@@ -58,7 +66,7 @@ class Access:
         self._denied: set[tuple[str, str | None]] = set()
 
     def deny(self, permission: str, access_key: str | None) -> None:
-        if permission not in PERMISSIONS.values():
+        if permission not in {*PERMISSIONS.values(), *BESIDES}:
             raise ValueError(f"no such permission: {permission}")
         with self._lock:
             self._denied.add((permission, access_key))
@@ -88,10 +96,16 @@ class Access:
         else:
             self._check_signer(request, head)
         permission = PERMISSIONS.get(request.operation)
-        if permission is not None and not self.allows(permission, request.access_key):
+        if permission is not None:
+            self.require(permission, request)
+
+    def require(self, permission: str, request: Request) -> None:
+        """Raises S3Error unless whoever signed the request has the permission."""
+        if not self.allows(permission, request.access_key):
+            action = permission if ":" in permission else f"s3:{permission}"
             raise access_denied(
                 f"User: arn:aws:iam::000000000000:user/{request.access_key} is not authorized to "
-                f"perform: s3:{permission}"
+                f"perform: {action}"
             )
 
     def _check_signer(self, request: Request, head: Head) -> None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.support.s3server import listing_operations, multipart_operations, object_operations
+from tests.support.s3server import (
+    bucket_operations,
+    listing_operations,
+    multipart_operations,
+    object_operations,
+)
 from tests.support.s3server.call import Call
 from tests.support.s3server.checksums import (
     Digests,
@@ -22,6 +27,11 @@ OPERATIONS: dict[str, Callable[[Call], Response]] = {
     "CreateBucket": object_operations.create_bucket,
     "HeadBucket": object_operations.head_bucket,
     "GetBucketLocation": object_operations.get_bucket_location,
+    "GetBucketVersioning": bucket_operations.get_bucket_versioning,
+    "GetBucketEncryption": bucket_operations.get_bucket_encryption,
+    "GetBucketLifecycleConfiguration": bucket_operations.get_bucket_lifecycle_configuration,
+    "GetObjectLockConfiguration": bucket_operations.get_object_lock_configuration,
+    "GetBucketPolicyStatus": bucket_operations.get_bucket_policy_status,
     "ListObjectsV2": listing_operations.list_objects_v2,
     "HeadObject": object_operations.get_object,
     "GetObject": object_operations.get_object,
@@ -62,4 +72,5 @@ def execute(call: Call) -> Response:
             f"{call.request.method} with {sorted(call.query)}: {call.request.operation}"
         )
     with call.state.lock:
+        call.check_account()
         return operation(call)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import format_datetime
+from urllib.parse import parse_qsl
 
 from tests.support.s3server import xml
 from tests.support.s3server.access import Access
+from tests.support.s3server.bucket_settings import OWNER
 from tests.support.s3server.checksums import Digests
 from tests.support.s3server.errors import (
     S3Error,
@@ -34,7 +36,21 @@ _ECHOED = (
     "content-language",
     "x-amz-server-side-encryption",
     "x-amz-server-side-encryption-aws-kms-key-id",
+    "x-amz-server-side-encryption-bucket-key-enabled",
     "x-amz-storage-class",
+)
+
+SSE = "x-amz-server-side-encryption"
+_ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
+_STORAGE_CLASSES = (
+    "STANDARD",
+    "REDUCED_REDUNDANCY",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER_IR",
+    "GLACIER",
+    "DEEP_ARCHIVE",
 )
 
 
@@ -109,8 +125,53 @@ class Call:
 
     @property
     def echoed_headers(self) -> dict[str, str]:
-        """Headers of a create that GET and HEAD return."""
-        return {name: self.headers[name] for name in _ECHOED if name in self.headers}
+        """Headers of a create that GET and HEAD return, the bucket's KMS encryption included."""
+        echoed = {name: self.headers[name] for name in _ECHOED if name in self.headers}
+        default = self.bucket.settings.encryption
+        if SSE not in echoed and default is not None and default[0].startswith("aws:kms"):
+            echoed[SSE] = default[0]
+            if default[1] is not None:
+                echoed[f"{SSE}-aws-kms-key-id"] = default[1]
+        tags = parse_qsl(self.headers.get("x-amz-tagging", ""), keep_blank_values=True)
+        return {**echoed, **({"x-amz-tagging-count": str(len(tags))} if tags else {})}
+
+    def check_account(self) -> None:
+        """Whose bucket it is, and who pays. Raises S3Error as unspecific as S3's."""
+        expected = self.headers.get("x-amz-expected-bucket-owner")
+        if expected is not None and not (len(expected) == 12 and expected.isdecimal()):
+            raise S3Error(
+                400,
+                "InvalidBucketOwnerAWSAccountID",
+                "The value of the expected bucket owner parameter must be an AWS Account ID",
+            )
+        found = self.state.buckets.get(self.request.bucket)
+        if found is None:
+            return
+        if expected not in (None, OWNER):
+            raise access_denied()
+        if found.settings.requester_pays and "x-amz-request-payer" not in self.headers:
+            raise access_denied()
+
+    def check_settings(self) -> None:
+        """What a create says of encryption, storage class and tags. Raises S3Error."""
+        if self.headers.get(SSE, "AES256") not in _ENCRYPTIONS:
+            raise S3Error(
+                400,
+                "InvalidEncryptionAlgorithmError",
+                "The encryption request you specified is not valid. Supported value: AES256.",
+            )
+        if self.headers.get("x-amz-storage-class", "STANDARD") not in _STORAGE_CLASSES:
+            raise S3Error(
+                400, "InvalidStorageClass", "The storage class you specified is not valid"
+            )
+        if "x-amz-tagging" in self.headers:
+            self.access.require("PutObjectTagging", self.request)
+        self.check_key_use(self.echoed_headers, "kms:GenerateDataKey")
+
+    def check_key_use(self, headers: Mapping[str, str], permission: str) -> None:
+        """Raises S3Error when what has these headers is under a KMS key that may not be used so."""
+        if headers.get(SSE, "").startswith("aws:kms"):
+            self.access.require(permission, self.request)
 
     def check_bucket(self) -> None:
         """Raises S3Error NoSuchBucket."""

@@ -15,7 +15,11 @@ from tests.support.s3server.errors import (
 )
 from tests.support.s3server.http import Response
 from tests.support.s3server.listing_operations import encoder, page_limit, timestamp
-from tests.support.s3server.object_operations import etag_of, kept_checksum
+from tests.support.s3server.object_operations import (
+    encryption_headers,
+    etag_of,
+    kept_checksum,
+)
 from tests.support.s3server.objects import Part, Upload
 from tests.support.s3server.quirks import Quirk
 from tests.support.s3server.xml import element
@@ -27,6 +31,7 @@ _UNCHECKED = frozenset({Quirk.IGNORES_CHECKSUMS, Quirk.ECHOES_CHECKSUMS})
 
 def create_multipart_upload(call: Call) -> Response:
     call.check_key()
+    call.check_settings()
     algorithm = call.headers.get("x-amz-checksum-algorithm")
     default_type = "FULL_OBJECT" if algorithm in (None, CRC64NVME) else "COMPOSITE"
     checksum_type = call.headers.get("x-amz-checksum-type", default_type)
@@ -41,9 +46,9 @@ def create_multipart_upload(call: Call) -> Response:
         metadata=call.metadata,
         headers=call.echoed_headers,
     )
-    headers = {}
+    headers = encryption_headers(upload.headers)
     if algorithm is not None and Quirk.IGNORES_CHECKSUMS not in call.quirks:
-        headers = {"x-amz-checksum-algorithm": algorithm, "x-amz-checksum-type": checksum_type}
+        headers |= {"x-amz-checksum-algorithm": algorithm, "x-amz-checksum-type": checksum_type}
     return xml_response(
         xml.document(
             "InitiateMultipartUploadResult",
@@ -57,6 +62,7 @@ def create_multipart_upload(call: Call) -> Response:
 
 def upload_part(call: Call) -> Response:
     upload = call.upload
+    call.check_key_use(upload.headers, "kms:Decrypt")
     text = call.query["partNumber"]
     if not text.isdecimal() or not 1 <= int(text) <= MAX_PARTS:
         raise invalid_argument("Part number must be an integer between 1 and 10000, inclusive")
@@ -161,6 +167,7 @@ def list_multipart_uploads(call: Call) -> Response:
 
 def complete_multipart_upload(call: Call) -> Response:
     upload = call.upload
+    call.check_key_use(upload.headers, "kms:Decrypt")
     unchecked = bool(_UNCHECKED & call.quirks)
     parts = _chosen_parts(upload, xml.parse(call.body), check_checksums=not unchecked)
     for part in parts[:-1]:

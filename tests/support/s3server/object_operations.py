@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 
 from tests.support.s3server import xml
-from tests.support.s3server.call import Call, http_date, names_version, xml_response
+from tests.support.s3server.call import SSE, Call, http_date, names_version, xml_response
 from tests.support.s3server.checksums import HEADER
 from tests.support.s3server.errors import (
     S3Error,
@@ -54,6 +55,9 @@ def get_bucket_location(call: Call) -> Response:
 def get_object(call: Call) -> Response:
     """Also HeadObject: the body is left out where the answer is written."""
     version = call.existing
+    with_checksum = call.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"
+    if call.request.method == "GET" or with_checksum:
+        call.check_key_use(version.headers, "kms:Decrypt")
     if "if-match" in call.headers and not names_version(call.headers["if-match"], version):
         raise precondition_failed("If-Match")
     headers = {
@@ -71,7 +75,7 @@ def get_object(call: Call) -> Response:
         first, last = span
         headers["Content-Range"] = f"bytes {first}-{last}/{version.size}"
         return Response(206, headers, version.slice(first, last + 1))
-    if call.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED":
+    if with_checksum:
         headers |= checksum_headers(call, version)
     return Response(200, headers, version.slice(0, version.size))
 
@@ -108,6 +112,7 @@ def checksum_headers(call: Call, version: StoredObject) -> dict[str, str]:
 
 def put_object(call: Call) -> Response:
     call.check_key()
+    call.check_settings()
     call.check_write_conditions()
     version = call.bucket.store(
         StoredObject(
@@ -120,13 +125,25 @@ def put_object(call: Call) -> Response:
             headers=call.echoed_headers,
         )
     )
-    return Response(200, {"ETag": f'"{version.etag}"', **checksum_headers(call, version)})
+    return Response(
+        200,
+        {
+            "ETag": f'"{version.etag}"',
+            **checksum_headers(call, version),
+            **encryption_headers(version.headers),
+        },
+    )
+
+
+def encryption_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """What an answer to a create tells of the encryption."""
+    return {name: value for name, value in headers.items() if name.startswith(SSE)}
 
 
 def etag_of(call: Call, encryption: str | None) -> str:
     """The MD5 of the body, or something else for objects that are encrypted with KMS keys."""
     md5 = call.digests.md5
-    if encryption == "aws:kms" or Quirk.ETAG_IS_NO_DIGEST in call.quirks:
+    if (encryption or "").startswith("aws:kms") or Quirk.ETAG_IS_NO_DIGEST in call.quirks:
         return hashlib.md5(f"opaque:{md5}".encode()).hexdigest()
     return md5
 

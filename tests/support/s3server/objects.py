@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from tests.support.s3server.bucket_settings import BucketSettings
 from tests.support.s3server.checksums import combined_crc64nvme, digests_of
 
 
@@ -81,6 +82,7 @@ class Bucket:
 
     def __init__(self, name: str, lock: threading.RLock, clock: Callable[[], datetime]) -> None:
         self.name = name
+        self.settings = BucketSettings()
         self._lock = lock
         self._clock = clock
         self._objects: dict[str, StoredObject] = {}

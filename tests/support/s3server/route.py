@@ -25,6 +25,7 @@ _SUBRESOURCES = frozenset(
             "list-type",
         ),
         *("location", "logging", "notification", "object-lock", "partNumber", "policy"),
+        "policyStatus",
         *(
             "publicAccessBlock",
             "replication",
@@ -75,6 +76,11 @@ def _bucket_operation(method: str, names: frozenset[str]) -> str:
         ("GET", frozenset({"uploads"})): "ListMultipartUploads",
         ("GET", frozenset({"list-type"})): "ListObjectsV2",
         ("POST", frozenset({"delete"})): "DeleteObjects",
+        ("GET", frozenset({"versioning"})): "GetBucketVersioning",
+        ("GET", frozenset({"encryption"})): "GetBucketEncryption",
+        ("GET", frozenset({"lifecycle"})): "GetBucketLifecycleConfiguration",
+        ("GET", frozenset({"object-lock"})): "GetObjectLockConfiguration",
+        ("GET", frozenset({"policyStatus"})): "GetBucketPolicyStatus",
     }.get((method, names), "Unknown")
 
 
