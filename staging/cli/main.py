@@ -13,7 +13,7 @@ from staging.cli.options import CONTEXT, DISTRIBUTION
 from staging.cli.program import run
 from staging.vocabulary.errors import UsageError
 
-_COMMANDS: Final = ("check", "upload", "show", "verify", "ls", "gc")
+_COMMANDS: Final = ("check", "upload", "show", "verify", "ls", "doctor", "gc")
 """In the order of the job; each is a function in a module of its own name beside this one."""
 
 

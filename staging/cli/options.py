@@ -190,7 +190,7 @@ def common_options(twin: str) -> Callable[[F], F]:
                     "--bandwidth",
                     type=Rate(),
                     envvar=[f"{twin}_BANDWIDTH"],
-                    help="Most bytes a second, both directions together, such as 200MB.",
+                    help="Most bytes a second to and from the bucket together, such as 200MB.",
                 ),
                 click.option(
                     "--expected-bucket-owner",

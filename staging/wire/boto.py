@@ -83,10 +83,12 @@ class BotoWire:
         _check_endpoint(connection.endpoint_url)
         self.pace = pace or Pace(ceiling=connection.connections)
         self._here = threading.local()
-        styles = {
-            True: "path",
-            False: "virtual",
-            None: "path" if connection.endpoint_url else "auto",
+        styles = {True: "path", False: "virtual", None: "auto"}
+        settings: Any = {
+            "payload_signing_enabled": connection.sign_payload,
+            "addressing_style": "path"
+            if connection.path_style is None and connection.endpoint_url
+            else styles[connection.path_style],
         }
         try:
             core = botocore.session.Session(profile=connection.profile)
@@ -98,10 +100,7 @@ class BotoWire:
                 endpoint_url=connection.endpoint_url,
                 verify=verify,
                 config=Config(
-                    s3={
-                        "payload_signing_enabled": connection.sign_payload,
-                        "addressing_style": styles[connection.path_style],
-                    },
+                    s3=settings,
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
                     retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
@@ -169,7 +168,7 @@ class BotoWire:
 
     def _surroundings(self, verify: str | None) -> tuple[Mapping[str, str], str | bool]:
         """Proxies and certificates as botocore finds them in environment and files: its own code is asked."""
-        settings = (
+        found = (
             EndpointCreator(self._client.meta.events)
             .create_endpoint(
                 self._client.meta.service_model,
@@ -180,7 +179,7 @@ class BotoWire:
             )
             .http_session
         )
-        return settings.proxies, settings.verify
+        return found.proxies, found.verify
 
     def _listen(self) -> None:
         events = self._client.meta.events
@@ -212,11 +211,10 @@ class BotoWire:
         scheme = urlsplit(request.url).scheme
         body = request.body if request.body is not None else b""
         # botocore makes a file of `bytes`, which only its own client sends; parts are bytearrays.
-        if isinstance(body, (bytes, bytearray)) and not self._proxies.get(scheme):
-            if self._transport is not None:
-                self._here.by_botocore = False
-                return send(self._transport, request, body)
-        self._here.by_botocore = True
+        transport = None if self._proxies.get(scheme) else self._transport
+        self._here.by_botocore = transport is None or not isinstance(body, (bytes, bytearray))
+        if transport is not None and isinstance(body, (bytes, bytearray)):
+            return send(transport, request, body)
         self.pace.spend(int(request.headers.get("Content-Length", 0)))
         return None
 

@@ -4,25 +4,26 @@ A body goes from the caller's buffer to the socket and from the socket into the 
 between copies or keeps it. Connections are kept and used again. Plain sockets block in the kernel for whole
 blocks with the GIL released; TLS goes record by record, as `ssl` has it.
 
-Invariants: an answer's body ends where its framing says or is BodyBroken; a connection is used again only
-when the answer on it was read to its last byte; a request is sent twice only if the first time was over a
-kept connection that was good before, and on which not one byte of an answer came.
-Not guaranteed: proxies, redirects, HTTP/2, content encodings: nobody asks for them here.
+Invariants: a connection is used again only when the answer on it was read to its last byte; a request is sent
+twice only if the first time was over a kept connection that was good before, and on which not one byte of an
+answer came; who waits for bytes looks every `TICK` whether the work was called off.
+Not guaranteed: proxies, redirects, HTTP/2, content encodings: nobody asks for them here. Looking up a name and
+connecting have their timeouts, and do not look.
 """
 
 from __future__ import annotations
 
-import re
 import select
 import socket
 import ssl
 import struct
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 from staging.wire.floor import Meter, TooSlow
+from staging.wire.http1 import Head, request_head
 from staging.wire.pace import Pace
 from staging.wire.transport import (
     CONNECT_TIMEOUT,
@@ -37,15 +38,14 @@ from staging.wire.transport import (
     Request,
     TimedOut,
     Untrusted,
-    head_of,
 )
-from staging.wire.wire import BodyBroken, BodyStalled, Stopped
+from staging.wire.wire import BodyBroken, BodyStalled
 
 _HEAD_LIMIT: Final = 64 * 1024  # bytes of an answer's head, or of one line of chunked framing
 _READ_SIZE: Final = 16 * 1024  # bytes to read while looking for the end of a head
 _TOGETHER: Final = 16 * 1024  # a body up to here goes out in one piece with its head
 
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?")
+_INTERIM: Final = 10  # answers of kind 1xx before the real one
 
 
 class RawTransport:
@@ -142,12 +142,10 @@ class RawTransport:
     def _exchange(self, connection: _Connection, request: Request) -> Answer:
         try:
             whole = connection.write(request)
-            answer = connection.read_answer(request, reusable=whole)
+            return connection.read_answer(request, reusable=whole)
         except BaseException:
             connection.close()
             raise
-        connection.good = answer.status < 500
-        return answer
 
 
 class _Plain:
@@ -159,6 +157,10 @@ class _Plain:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
         sock.settimeout(None)
+
+    def has_more(self) -> bool:
+        """Whether bytes were taken from the kernel that nobody has read."""
+        return False
 
     def send(self, view: memoryview) -> int:
         """Send from the view; returns bytes sent, 0 after a tick without any."""
@@ -182,6 +184,9 @@ class _Tls:
         self.socket = sock
         self._clock = pace.clock
         sock.settimeout(TICK)
+
+    def has_more(self) -> bool:
+        return self.socket.pending() > 0
 
     def send(self, view: memoryview) -> int:
         done = 0
@@ -238,14 +243,14 @@ class _Connection:
         """The answer was read to its end."""
         if self._closed:
             return
-        if reusable and not self._rest:
+        if reusable and not self._rest and not self._link.has_more():
             self._transport.keep(self)
         else:
             self.close()
 
     def write(self, request: Request) -> bool:
         """Send a request; returns whether all of it went. Raises Closed, TimedOut, Stopped."""
-        head = memoryview(_head(request))
+        head = memoryview(request_head(request))
         body = memoryview(request.body)
         meter = self.pace.meter("up", request.tag, len(head) + len(body))
         block = self.pace.block
@@ -261,9 +266,7 @@ class _Connection:
         except TooSlow as error:
             raise TimedOut(f"sending was too slow: {error}") from error
         except (BrokenPipeError, ConnectionResetError):
-            return (
-                False  # a server that refuses a request may answer and hang up before it read all
-            )
+            return False  # who refuses a request may answer and hang up before all was read
         except OSError as error:
             raise Closed(str(error), silent=True) from error
         meter.done()
@@ -284,31 +287,13 @@ class _Connection:
 
     def read_answer(self, request: Request, *, reusable: bool) -> Answer:
         """Read an answer up to its body. Raises Closed, TimedOut, Stopped."""
-        while True:
-            version, status, headers = _parsed(self._read_to(b"\r\n\r\n"))
-            if status >= 200:  # before it come 100 Continue, 103 Early Hints
-                break
-        values: defaultdict[str, list[str]] = defaultdict(list)
-        for name, value in headers:
-            values[name.lower()].append(value)
-        options = ",".join(values["connection"]).lower()
-        reusable = reusable and "close" not in options and (version == 1 or "keep-alive" in options)
-        body: _Body
-        if request.method == "HEAD" or status in (204, 304):
-            body = _Sized(self, request, 0, reusable)
-        elif values["transfer-encoding"]:
-            if ",".join(values["transfer-encoding"]).lower().strip() != "chunked":
-                raise Closed("an answer in a transfer encoding that nobody asked for")
-            body = _Chunked(self, request, reusable)
-        elif values["content-length"]:
-            lengths = set(values["content-length"])
-            text = lengths.pop()
-            if lengths or not (text.isascii() and text.isdigit()):
-                raise Closed("an answer without one valid Content-Length")
-            body = _Sized(self, request, int(text), reusable)
-        else:
-            body = _ToTheEnd(self, request)
-        return Answer(status, headers, body)
+        for _ in range(_INTERIM + 1):
+            head = Head.parse(self._read_to(b"\r\n\r\n"))
+            if head.status >= 200:  # before it come 100 Continue, 103 Early Hints
+                self.good = head.status < 500
+                body = head.body(self, request, reusable=reusable)
+                return Answer(head.status, head.headers, body)
+        raise Closed("an answer that does not begin")
 
     def _read_to(self, end: bytes) -> bytes:
         """Read up to and with `end`, which is not part of what is returned. Raises Closed, TimedOut."""
@@ -337,13 +322,13 @@ class _Connection:
         except Closed as error:
             raise BodyBroken(str(error)) from error
 
-    def receive(self, view: memoryview, *, fill: bool, meter: Meter | None = None) -> int:
+    def receive(self, view: memoryview, *, meter: Meter | None) -> int:
         """Read some bytes; 0 is the end. Raises BodyStalled, TooSlow, Stopped, OSError."""
         if self._rest:
             count = min(len(self._rest), len(view))
             view[:count], self._rest = self._rest[:count], self._rest[count:]
             return count
-        return self._receive(view, fill=fill, meter=meter)
+        return self._receive(view, fill=True, meter=meter)
 
     def _receive(self, view: memoryview, *, fill: bool, meter: Meter | None) -> int:
         waited = 0.0
@@ -359,136 +344,3 @@ class _Connection:
             waited += spent
             if waited >= READ_TIMEOUT:
                 raise BodyStalled(f"nothing came for {waited:.0f} seconds")
-
-
-class _Body:
-    """The body of an answer; what its end is, subclasses know."""
-
-    def __init__(self, connection: _Connection, request: Request, size: int | None) -> None:
-        self._connection = connection
-        self._pace = connection.pace
-        # S3 keeps a long Complete alive with a few blanks now and then: only data has to flow.
-        self._meter = (
-            self._pace.meter("down", request.tag, size) if size and request.streams else None
-        )
-        self._over = False
-
-    def read_into(self, view: memoryview) -> int:
-        if self._over or not view:
-            return 0
-        try:
-            return self._read(view[: self._pace.block])
-        except (BodyBroken, Stopped):
-            self.close()
-            raise
-        except TooSlow as error:
-            self.close()
-            raise BodyStalled(f"the body came too slowly: {error}") from error
-        except OSError as error:
-            self.close()
-            raise BodyBroken(str(error)) from error
-
-    def close(self) -> None:
-        if not self._over:
-            self._over = True
-            self._connection.close()
-
-    def _read(self, view: memoryview) -> int:
-        raise NotImplementedError
-
-    def _receive(self, view: memoryview) -> int:
-        count = self._connection.receive(view, fill=True, meter=self._meter)
-        self._pace.spend(count)
-        return count
-
-    def _finished(self, *, reusable: bool) -> None:
-        self._over = True
-        if self._meter is not None:
-            self._meter.done()
-        self._connection.finish(reusable=reusable)
-
-
-class _Sized(_Body):
-    """A body of a length that is known."""
-
-    def __init__(
-        self, connection: _Connection, request: Request, size: int, reusable: bool
-    ) -> None:
-        super().__init__(connection, request, size)
-        self._left = size
-        self._reusable = reusable
-        if not size:
-            self._finished(reusable=reusable)
-
-    def _read(self, view: memoryview) -> int:
-        count = self._receive(view[: self._left])
-        if not count:
-            raise BodyBroken(f"the connection ended {self._left} bytes before the body did")
-        self._left -= count
-        if not self._left:
-            self._finished(reusable=self._reusable)
-        return count
-
-
-class _Chunked(_Body):
-    """A body in pieces that say how long they are."""
-
-    def __init__(self, connection: _Connection, request: Request, reusable: bool) -> None:
-        super().__init__(connection, request, None)
-        self._left = 0  # of the piece that is being read
-        self._reusable = reusable
-        self._first = True
-
-    def _read(self, view: memoryview) -> int:
-        if not self._left:
-            if not self._first and self._connection.read_line():
-                raise BodyBroken("a piece of a chunked body is longer than it said")
-            self._first = False
-            size = self._connection.read_line().partition(b";")[0].strip()
-            if not re.fullmatch(rb"[0-9A-Fa-f]{1,16}", size):
-                raise BodyBroken("a piece of a chunked body does not say its length")
-            self._left = int(size, 16)
-            if not self._left:
-                while self._connection.read_line():
-                    pass  # trailers
-                self._finished(reusable=self._reusable)
-                return 0
-        count = self._receive(view[: self._left])
-        if not count:
-            raise BodyBroken("the connection ended in the middle of a chunked body")
-        self._left -= count
-        return count
-
-
-class _ToTheEnd(_Body):
-    """A body that ends with its connection."""
-
-    def __init__(self, connection: _Connection, request: Request) -> None:
-        super().__init__(connection, request, None)
-
-    def _read(self, view: memoryview) -> int:
-        count = self._receive(view)
-        if not count:
-            self._finished(reusable=False)
-        return count
-
-
-def _head(request: Request) -> bytes:
-    lines = [f"{request.method} {request.target} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in head_of(request)]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-def _parsed(head: bytes) -> tuple[int, int, Sequence[tuple[str, str]]]:
-    """The minor version of HTTP, the status and the headers of an answer. Raises Closed."""
-    first, *lines = head.split(b"\r\n")
-    match = _STATUS_LINE.fullmatch(first)
-    if match is None:
-        raise Closed("an answer that is no HTTP/1.1")
-    headers = []
-    for line in lines:
-        name, colon, value = line.decode("latin-1").partition(":")
-        if not colon or name != name.strip():
-            raise Closed("an answer with a broken header")
-        headers.append((name, value.strip()))
-    return int(match[1]), int(match[2]), headers

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Literal, Self, cast
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote
 
 Side = Literal["hub", "cdn"]
 
@@ -440,11 +440,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
+        path, _, query = self.path.partition("?")
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = HubRequest(
-            self._server.side, self.command, parts.path, parse_qs(parts.query), headers
-        )
+        request = HubRequest(self._server.side, self.command, path, parse_qs(query), headers)
         answer = self._server.hub.answer(request)
         self.send_response_only(answer.status, HTTPStatus(answer.status).phrase)
         for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():

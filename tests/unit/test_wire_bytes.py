@@ -154,19 +154,27 @@ def test_engines_send_the_same_headers(tmp_path: Path) -> None:
     assert len({str([sorted(one.items()) for one in both]) for both in seen.values()}) == 1, seen
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("path_style", "host"), [(True, "127.0.0.1"), (False, "bucket.localhost")])
-def test_where_the_bucket_goes(engine: Engine, path_style: bool, host: str) -> None:
-    with recording(None) as (url, recorder):
-        endpoint = url if path_style else url.replace("127.0.0.1", "localhost")
+@pytest.mark.parametrize(
+    ("path_style", "url"),
+    [
+        (True, b"http://store.invalid/bucket/k"),
+        (None, b"http://store.invalid/bucket/k"),
+        (False, b"http://bucket.store.invalid/k"),
+    ],
+)
+def test_where_the_bucket_goes(
+    path_style: bool | None, url: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen by a proxy, since such a name has no address here."""
+    with recording(None) as (proxy, recorder):
+        monkeypatch.setenv("http_proxy", proxy)
         wire = BotoWire(
-            Connection(endpoint_url=endpoint, region="x", engine=engine, path_style=path_style)
+            Connection(endpoint_url="http://store.invalid", region="x", path_style=path_style)
         )
         wire.call("HeadObject", {"Bucket": "bucket", "Key": "k"})
         wire.close()
     [(head, _)] = recorder.requests
-    assert head.startswith(b"HEAD /bucket/k " if path_style else b"HEAD /k ")
-    assert fields(head)["host"] == f"{host}:{url.rpartition(':')[2]}"
+    assert head.split()[:2] == [b"HEAD", url]
 
 
 @pytest.mark.parametrize("engine", ["raw", "crt"])
