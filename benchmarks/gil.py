@@ -1,23 +1,23 @@
 """How long one of our runs holds the interpreter's lock: what bounds one process on a fast network.
 
 py-spy looks at the process, in a run of its own that is not timed, and counts the looks at which some
-thread held the lock; their share of the looks, times the time, is the seconds it was held. py-spy
-stops the process for each look, so the run itself is slower, but what it sees is not. The run has one
-transfer at a time: with several on few cores a thread that holds the lock waits for a core that another
-one is hashing on, and that would count as holding.
+thread held the lock; looks over their rate are the seconds it was held. It does not stop the process for a
+look: that would add to the time it is holding. Of a program that keeps the count itself this finds what it
+counted, within a tenth. The run has one transfer at a time: with several on few cores a thread that holds the
+lock waits for a core that another one is hashing on, and that would count as holding.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from benchmarks.process import CommandFailed, measure
 
 _RATE: Final = 200  # looks a second
 _PATIENCE: Final = 300.0  # seconds
@@ -55,6 +55,7 @@ def held(
         spy,
         "record",
         "--gil",
+        "--nonblocking",
         "--rate",
         str(_RATE),
         "--format",
@@ -65,33 +66,20 @@ def held(
     # Its own core is not ours: py-spy may run anywhere.
     run = [sys.executable, "-c", _PINNED.format(cpus=set(cpus))] if cpus else [sys.executable]
     run += [*command, "--concurrency", "1"]
-    begin = time.monotonic()
     try:
-        done = subprocess.run(  # noqa: S603 - our own program
+        usage = measure(
             [*start, "--", *run],
-            env=dict(environment),
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
+            environment=environment,
+            directory=directory,
             timeout=_PATIENCE,
-            check=False,
         )
-    except subprocess.TimeoutExpired as error:
-        raise CannotLook(f"py-spy took longer than {_PATIENCE:.0f} s") from error
-    wall = time.monotonic() - begin
-    if done.returncode or not output.exists():
-        raise CannotLook(f"py-spy ended with {done.returncode}: {_last_line(done.stderr)}")
+    except CommandFailed as error:
+        raise CannotLook(str(error).strip().splitlines()[-1]) from error
     looks = count(output.read_text())
     output.unlink()
-    return Held(looks / _RATE, wall)
+    return Held(looks / _RATE, usage.wall)
 
 
 def count(raw: str) -> int:
     """The looks in py-spy's raw format: one stack and its number a line."""
     return sum(int(match[1]) for match in re.finditer(r" (\d+)$", raw, re.MULTILINE))
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "no message"

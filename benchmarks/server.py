@@ -24,7 +24,6 @@ import hashlib
 import html
 import itertools
 import json
-import mmap
 import os
 import re
 import socket
@@ -333,13 +332,11 @@ class Connection:
                         self._socket.fileno(), file.fileno(), offset, end - offset
                     )
                 return
-            with (
-                mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
-                memoryview(mapped) as view,
-            ):
-                for start in range(offset, offset + count, _SMALL):
-                    with view[start : min(start + _SMALL, offset + count)] as piece:
-                        self._socket.sendall(piece)
+            # Read, not mapped: faulting pages in costs more than copying what stays in the cache.
+            for start in range(offset, offset + count, _BLOCK):
+                wanted = min(_BLOCK, offset + count - start)
+                done = os.preadv(file.fileno(), [self._buffer[:wanted]], start)
+                self._socket.sendall(self._buffer[:done])
 
 
 _NOWHERE: Final = memoryview(bytearray(16 * 1024 * 1024))

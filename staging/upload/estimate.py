@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from staging.transfer.sizing import part_size_for
+from staging.upload.parts import HELD_BELOW
 
 LINKS_GBPS: Final = (1, 5, 10, 25)
 """Link speeds in Gb/s that estimates are given for."""
 
-_FIXED_REQUESTS: Final = 15
-"""Looking at the target, the claim, the listings and the manifest, when the listing has one page."""
+_FIXED_REQUESTS: Final = 22
+"""Looking at the target, the claim, the listings, the run's record and the manifest, of one page each."""
+
+_PER_UPLOAD: Final = 4
+"""Opening and completing an upload, and its record, which goes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,11 @@ def estimate(sizes: Iterable[int], least_part_size: int) -> Estimate:
         count = -(-size // part_size_for(size, least_part_size))
         files += 1
         total += size
-        parts += count
-        requests += count + 2 if count else 1
+        if size < HELD_BELOW:
+            requests += 1
+        else:
+            parts += count
+            requests += count + _PER_UPLOAD
     return Estimate(
         files=files,
         total_size=total,

@@ -7,8 +7,8 @@ blocks with the GIL released; TLS goes record by record, as `ssl` has it.
 Invariants: a connection is used again only when the answer on it was read to its last byte; a request is sent
 twice only if the first time was over a kept connection that was good before, and on which not one byte of an
 answer came; who waits for bytes looks every `TICK` whether the work was called off.
-Not guaranteed: proxies, redirects, HTTP/2, content encodings: nobody asks for them here. Looking up a name and
-connecting have their timeouts, and do not look.
+Not guaranteed: proxies, redirects, HTTP/2, content encodings: nobody asks for them here. Looking up a name
+and connecting end with their timeouts, and do not look.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ class _Connection:
         """Whether bytes, or the end, wait."""
         poll = select.poll()
         poll.register(self._link.socket, select.POLLIN)
-        return bool(self._rest or poll.poll(0))
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close the socket."""

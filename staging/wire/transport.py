@@ -146,7 +146,7 @@ class BodyReader:
 
 
 def head_of(request: Request) -> list[tuple[str, str]]:
-    """The headers of a request, with what HTTP needs and without `Expect`.
+    """The headers of a request, with what HTTP needs.
 
     Raises ValueError for what would break out of its line.
     """
@@ -156,8 +156,7 @@ def head_of(request: Request) -> list[tuple[str, str]]:
     given = {name.lower() for name, _ in request.headers}
     added = {"Host": host, "Accept-Encoding": "identity"}
     headers = [(name, value) for name, value in added.items() if name.lower() not in given]
-    # Who asks to be invited waits for a round trip before each body.
-    headers += [(name, value) for name, value in request.headers if name.lower() != "expect"]
+    headers += request.headers
     if _BREAKS.search(f"{request.method}{request.target}") or any(
         _BREAKS_LINE.search(text) for pair in headers for text in pair
     ):

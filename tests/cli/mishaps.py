@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import lzma
 import os
 import shutil
 import socket
@@ -25,6 +26,8 @@ from tests.support.s3server import Bucket, Fault, ScriptedS3, Status
 BUCKET = "models"
 URI = f"s3://{BUCKET}/checkpoints/laguna-xs/"
 PREFIX = "checkpoints/laguna-xs/"
+MULTIPART = 6 * 1024 * 1024
+"""Bytes of a file that is sent as a multipart upload."""
 
 
 class Scene:
@@ -101,7 +104,7 @@ def download(*arguments: str | Path) -> Command:
 @case(1, "request")
 def store_that_lacks_an_operation(scene: Scene) -> Command:
     scene.server.script(Fault("CreateMultipartUpload", Status(501), occurrence=None))
-    return staging("upload", scene.tar(), URI)
+    return staging("upload", scene.tar(vendor(1, MULTIPART)), URI)
 
 
 @case(1, "source-io")
@@ -111,6 +114,31 @@ def unreadable_pipe(scene: Scene) -> Command:
 
 
 # 2: usage
+
+
+@case(2, "url-scheme", hint="--allow-http")
+def url_without_encryption(scene: Scene) -> Command:
+    return staging("upload", "http://127.0.0.1:9/laguna-xs.tar?X-Amz-Signature=x", URI)
+
+
+@case(2, "url-address", hint="--allow-private-address")
+def url_into_a_private_network(scene: Scene) -> Command:
+    return staging("check", "https://169.254.169.254/latest/laguna-xs.tar")
+
+
+@case(2, "source-options")
+def url_that_is_given_nowhere(scene: Scene) -> Command:
+    return staging("upload", "https://", URI)
+
+
+@case(2, "storage-class")
+def another_kind_of_setting(scene: Scene) -> Command:
+    return staging("upload", scene.tar(), URI, "--storage-class", "EXPRESS_ONEZONE")
+
+
+@case(2, "arguments", hint="--uploads")
+def nothing_to_collect(scene: Scene) -> Command:
+    return staging("gc", URI)
 
 
 @case(2, "usage", hint="--help")
@@ -333,7 +361,12 @@ def store_without_checksums(scene: Scene) -> Command:
 @case(11, "checksum-refused")
 def bytes_that_never_arrive_whole(scene: Scene) -> Command:
     scene.server.script(Fault("UploadPart", Status(400, "BadDigest"), occurrence=None))
-    return staging("upload", scene.tar(), URI)
+    return staging("upload", scene.tar(vendor(1, MULTIPART)), URI)
+
+
+@case(11, "archive-digest", hint="download")
+def another_archive_than_the_vendor_states(scene: Scene) -> Command:
+    return staging("upload", scene.tar(), URI, "--expect-sha256", "0" * 64)
 
 
 # 12: access
@@ -488,9 +521,26 @@ def destination_is_a_file(scene: Scene) -> Command:
 # 16: refused input
 
 
-@case(16, "not-a-tar", hint="gzip")
-def compressed_tar(scene: Scene) -> Command:
-    return staging("upload", scene.file(gzip.compress(tar_of(vendor(1)))), URI)
+@case(16, "compression-unsupported", hint="xz -dc")
+def tar_compressed_by_what_nobody_reads(scene: Scene) -> Command:
+    return staging("upload", scene.file(lzma.compress(tar_of(vendor(1)))), URI)
+
+
+@case(16, "compressed-truncated")
+def compressed_tar_that_was_cut(scene: Scene) -> Command:
+    return staging("upload", scene.file(gzip.compress(tar_of(vendor(1)))[:-100]), URI)
+
+
+@case(16, "nothing-selected", hint="**/")
+def patterns_that_leave_nothing(scene: Scene) -> Command:
+    return staging("upload", scene.tar(), URI, "--include", "*.bin")
+
+
+@case(16, "symlink-outside")
+def link_out_of_a_directory(scene: Scene) -> Command:
+    node = scene.node(vendor(1))
+    (node / "passwd").symlink_to("/etc/passwd")
+    return staging("upload", node, URI)
 
 
 @case(16, "tar-truncated", hint="again")
@@ -521,9 +571,10 @@ def two_members_of_one_name(scene: Scene) -> Command:
     return staging("check", scene.file(twice))
 
 
-@case(16, "source", hint="pipe")
-def directory_as_the_source(scene: Scene) -> Command:
-    return staging("upload", scene.node(vendor(1)), URI)
+@case(16, "no-files")
+def empty_directory_as_the_source(scene: Scene) -> Command:
+    (scene.directory / "node").mkdir()
+    return staging("upload", "node", URI)
 
 
 @case(16, "source", hint="pipe")

@@ -23,8 +23,8 @@ from staging.cli.source import (
     SourceOptions,
     names_archive,
     open_source,
+    remarks,
     source_options,
-    unmatched,
 )
 from staging.source.source import Source
 from staging.vocabulary.errors import (
@@ -164,7 +164,7 @@ def test_a_selection(place: Callable[..., Source], where: str) -> None:
     include, exclude = ("tokenizer/", "*.yaml", "nothing"), ("**/*.txt",)
     source = place("laguna.tar", where, include=include, exclude=exclude)
     found = contents(source)
-    assert unmatched(source) == ("nothing",)
+    assert remarks(source) == ["the pattern 'nothing' met no file"]
     assert set(found) == {
         "config.yaml",
         "tokenizer/tokenizer.json",
@@ -183,7 +183,7 @@ def test_a_directory(tmp_path: Path) -> None:
     source = opened(str(tmp_path / "laguna"))
     assert source.kind == "directory"
     assert contents(source) == FILES
-    assert unmatched(source) == ()
+    assert remarks(source) == []
 
 
 # --- where a URL may come from ---

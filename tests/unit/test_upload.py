@@ -234,7 +234,8 @@ def test_a_foreign_object_under_a_key_of_ours_is_never_overwritten(
 ) -> None:
     s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", b"[]")
     # It comes after the commit has looked.
-    with s3.hold("CompleteMultipartUpload", occurrence=1) as hold:
+    ours = LOCATION.prefix + "config.json"
+    with s3.hold("CompleteMultipartUpload", key=ours) as hold:
         s3.bucket(BUCKET).remove(LOCATION.prefix + "config.json")
         outcome: list[StagingError] = []
         thread = threading.Thread(target=lambda: outcome.extend(failure(tar, store)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import hashlib
 import socket
 import subprocess
 import sys
@@ -400,3 +401,28 @@ def test_a_store_that_is_gone_is_exit_13(scripted_s3: ScriptedS3) -> None:
         S3Store(wire, BUCKET).head("a")
     assert caught.value.reference == "connection"
     assert len(scripted_s3.requests) == 5
+
+
+WITHOUT_AWSCRT = """
+import sys
+sys.modules["awscrt"] = None
+from staging.wire.boto import BotoWire, Connection
+for sign_payload in (False, True):
+    wire = BotoWire(Connection(endpoint_url=sys.argv[1], sign_payload=sign_payload))
+    wire.call("PutObject", {"Bucket": "wire", "Key": "a b", "Body": bytearray(range(256)) * 999})
+    wire.close()
+"""
+
+
+def test_where_awscrt_is_not_installed_requests_are_signed_as_well() -> None:
+    with ScriptedS3(buckets=[BUCKET], credentials={"known": "right"}, region="us-east-1") as s3:
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT_AWSCRT, s3.endpoint_url],
+            cwd=ROOT,
+            check=True,
+            timeout=60,
+        )
+        unsigned, signed = s3.requests
+    assert unsigned.content_sha256 == "UNSIGNED-PAYLOAD"
+    assert signed.content_sha256 == hashlib.sha256(bytes(range(256)) * 999).hexdigest()
+    assert unsigned.status == signed.status == 200

@@ -155,9 +155,12 @@ BROKEN = {
     "half a head": b"HTTP/1.1 200 OK\r\nETag",
     "no colon": b"HTTP/1.1 200 OK\r\nETag\r\n\r\n",
     "folded": b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\n\r\n",
-    "lengths": OK + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
-    "length": OK + b"Content-Length: +3\r\n\r\nabc",
-    "encoding": OK + b"Transfer-Encoding: gzip\r\n\r\nabc",
+    "lengths": OK
+    + b"Content-Length: %d\r\nContent-Length: %d\r\n\r\n" % (len(LISTING), len(LISTING) + 1)
+    + LISTING,
+    "length": OK + b"Content-Length: +%d\r\n\r\n" % len(LISTING) + LISTING,
+    "encoding": OK + b"Transfer-Encoding: gzip\r\n\r\n" + LISTING,
+    "nameless": OK + b": x\r\nContent-Length: %d\r\n\r\n" % len(LISTING) + LISTING,
     "endless": OK + b"A: b\r\n" * 20_000,
     "short": OK + b"Content-Length: 999\r\n\r\n" + LISTING,
     "chunk cut": OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunked(LISTING, end=b""),
@@ -183,10 +186,44 @@ def test_a_kept_connection_that_was_closed_is_replaced() -> None:
         assert wire.pace.counts.requests == 3 + wire.pace.counts.retries
 
 
+FORGED = b"HTTP/1.1 200 OK\r\nETag: forged\r\nContent-Length: 0\r\n\r\n"
+
+
+def test_an_answer_that_nobody_asked_for_is_no_answer() -> None:
+    with served([EMPTY + FORGED, EMPTY], [EMPTY]) as (wire, server):
+        assert head(wire) == head(wire) == "x"
+        assert [number for number, _ in server.requests] == [0, 1]
+
+
+def test_an_answer_that_comes_before_its_question_is_no_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken: list[socket.socket] = []
+
+        def serve() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                taken.append(connection)
+                assert connection.recv(65536)
+                connection.sendall(EMPTY)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        wire = BotoWire(Connection(endpoint_url=url, region="x", engine="raw"), fast())
+        assert head(wire) == "x"
+        taken[0].sendall(FORGED)
+        assert head(wire) == "x"
+        thread.join()
+        wire.close()
+        for connection in taken:
+            connection.close()
+
+
 def test_a_kept_connection_that_hangs_up_on_a_request_is_replaced_once() -> None:
     with served([EMPTY, b""], [EMPTY], [EMPTY]) as (wire, server):
         assert head(wire) == head(wire) == "x"
         assert [number for number, _ in server.requests] == [0, 0, 1]
+        assert b"attempt=1; max=5" in server.requests[-1][1]
         assert (wire.pace.counts.requests, wire.pace.counts.retries) == (3, 1)
 
 
@@ -195,7 +232,7 @@ def test_a_server_in_trouble_is_not_asked_twice_at_once() -> None:
     with served([busy, b""], [EMPTY]) as (wire, server):
         assert head(wire) == "x"
         assert [number for number, _ in server.requests] == [0, 0, 1]
-        assert wire.pace.counts.retries == 2
+        assert b"attempt=3; max=5" in server.requests[-1][1]  # botocore's decision, with a pause
 
 
 def test_a_refusal_is_heard_by_who_is_still_sending() -> None:
@@ -326,8 +363,9 @@ def test_a_body_under_way_ends_when_the_work_is_called_off(scripted_s3: Scripted
 
 
 @pytest.mark.parametrize("engine", ["auto", "boto", "crt", "raw"])
+@pytest.mark.parametrize("status", [500, 503])
 def test_a_wait_before_a_repeat_ends_when_the_work_is_called_off(
-    engine: str, scripted_s3: ScriptedS3
+    engine: str, status: int, scripted_s3: ScriptedS3
 ) -> None:
     waits: list[float | None] = []
 
@@ -335,7 +373,7 @@ def test_a_wait_before_a_repeat_ends_when_the_work_is_called_off(
         waits.append(seconds)
         wire.pace.stop()
 
-    scripted_s3.script(Fault(None, Status(503, headers={"Retry-After": "77"}), occurrence=None))
+    scripted_s3.script(Fault(None, Status(status, headers={"Retry-After": "77"}), occurrence=None))
     wire = BotoWire(
         Connection(endpoint_url=scripted_s3.endpoint_url, engine=engine),  # type: ignore[arg-type]
         Pace(ceiling=4, wait=watched, uniform=lambda low, high: 0.0),
@@ -343,10 +381,12 @@ def test_a_wait_before_a_repeat_ends_when_the_work_is_called_off(
     with pytest.raises(Stopped):
         wire.call("ListObjectsV2", {"Bucket": "b"})
     assert len(scripted_s3.requests) == len(waits) == 1
-    wire.pace.resume()
-    with pytest.raises(Stopped):
-        wire.call("ListObjectsV2", {"Bucket": "b"})
-    assert waits[1] == pytest.approx(77, abs=5)
+    if status == 503:
+        wire.pace.resume()
+        with pytest.raises(Stopped):
+            wire.call("ListObjectsV2", {"Bucket": "b"})
+        assert waits[1] == pytest.approx(77, abs=5)
+        assert len(scripted_s3.requests) == 1
     wire.close()
 
 
