@@ -4,7 +4,8 @@
 
     data         checkpoints that do not repeat, and what must come out of them
     server       an S3 that is faster than its clients and counts what reaches it
-                 framing: its request bodies; authority: its certificate; ceiling: its own limits
+                 connection, framing: bytes in and out; holdings, operations: what it has and does;
+                 authority: its certificate; ceiling: its own limits
     contenders   the command lines, ours and theirs; crt_upload: a bare uploader on awscrt
     process      a command as a whole process tree: wall, CPU, memory; launch: the program between
     gil          how long one of our runs holds the interpreter's lock

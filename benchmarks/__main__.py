@@ -43,7 +43,7 @@ _PROOF: Final = Case("proof", 2, 20 * MIB)
 _MASKED_CASE: Final = "one"
 _ROOM: Final = GIB
 """Bytes of scratch beside the data itself."""
-_PLAUSIBLE: Final = 1.1
+_PLAUSIBLE: Final = 1.25
 """A thread with the lock that runs costs CPU; one that waits for a core only seems to hold it."""
 _TRANSPORTS: Final[tuple[Transport, ...]] = ("http", "https")
 
