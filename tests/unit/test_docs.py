@@ -195,7 +195,10 @@ def option_rows(program: str) -> dict[str, tuple[set[str], set[str]]]:
 def test_all_commands_are_known() -> None:
     assert set(commands()) == {
         "staging",
-        *(f"staging {name}" for name in ("check", "ls", "show", "upload", "verify")),
+        *(
+            f"staging {name}"
+            for name in ("check", "doctor", "gc", "ls", "show", "upload", "verify")
+        ),
         "model-downloader download",
         "model-downloader verify",
     }
@@ -275,6 +278,9 @@ def test_the_programs_print_documents_of_the_shape_that_is_shown(tmp_path: Path)
     tar_on_disk(tmp_path, small_checkpoint())
     uri = "s3://models/m/"
     with ScriptedS3(buckets=["models"]) as server:
+        # What a run leaves that was killed right after it began.
+        left = f"stopped/.checkpoint/upload/{'0' * 16}/run.json"
+        server.bucket("models").put(left, b'{"schema": "checkpoint-upload-run/1"}')
         run = Programs(tmp_path, server)
         printed = {
             "JSON": run.staging("show", uri, "--json", expect=10),
@@ -285,6 +291,11 @@ def test_the_programs_print_documents_of_the_shape_that_is_shown(tmp_path: Path)
             "`staging upload --json`": run.staging("upload", "model.tar", uri, "--json"),
             "`staging show --json`": run.staging("show", uri, "--json"),
             "`staging ls --json`": run.staging("ls", "s3://models/", "--json"),
+            "`staging gc --json`": run.staging("gc", "--uploads", "s3://models/", "--json"),
+            "`staging doctor --json`": run.staging("doctor", uri, "--json"),
+            "`staging doctor --policy both --json`": run.staging(
+                "doctor", uri, "--policy", "both", "--json"
+            ),
             "`model-downloader --json`": run.download(uri, "node", "--json"),
         }
         (tmp_path / "node" / "config.json").write_bytes(b"{} ")

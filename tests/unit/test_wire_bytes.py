@@ -69,7 +69,7 @@ def fields(head: bytes) -> dict[str, str]:
 def recording(tls: ssl.SSLContext | None) -> Iterator[tuple[str, Recorder]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         recorder = Recorder(listener, tls)
-        thread = threading.Thread(target=recorder.serve)
+        thread = threading.Thread(target=recorder.serve, daemon=True)
         thread.start()
         port = listener.getsockname()[1]
         try:

@@ -53,7 +53,7 @@ class Vendor:
                 """Nobody reads it."""
 
         with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
             thread.start()
             try:
                 yield f"http://127.0.0.1:{server.server_port}/"

@@ -282,7 +282,7 @@ def test_a_proxy_is_used(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Non
                 asked.append(connection.recv(65536).split(b"\r\n")[0])
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
-        thread = threading.Thread(target=proxy)
+        thread = threading.Thread(target=proxy, daemon=True)
         thread.start()
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")

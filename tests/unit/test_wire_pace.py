@@ -169,7 +169,7 @@ def test_every_wait_ends_at_once_when_the_work_is_called_off(wait: Callable[[Pac
         except Stopped:
             ended.append(True)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     waiting.wait()
     one.stop()
@@ -190,7 +190,7 @@ def test_room_goes_to_who_waits() -> None:
 
     one = Pace(ceiling=1, wait=watched)
     slot = one.enter()
-    thread = threading.Thread(target=lambda: one.enter().leave())
+    thread = threading.Thread(target=lambda: one.enter().leave(), daemon=True)
     thread.start()
     waiting.wait()
     slot.leave()

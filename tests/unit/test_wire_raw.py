@@ -62,7 +62,7 @@ class Server:
 def served(*connections: Sequence[bytes], **settings: object) -> Iterator[tuple[BotoWire, Server]]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Server(listener, connections)
-        thread = threading.Thread(target=server.serve)
+        thread = threading.Thread(target=server.serve, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         wire = BotoWire(
@@ -206,7 +206,7 @@ def test_an_answer_that_comes_before_its_question_is_no_answer() -> None:
                 assert connection.recv(65536)
                 connection.sendall(EMPTY)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         wire = BotoWire(Connection(endpoint_url=url, region="x", engine="raw"), fast())
@@ -251,7 +251,7 @@ def test_a_refusal_is_heard_by_who_is_still_sending() -> None:
                 while got:
                     got = connection.recv(1 << 20)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         wire = BotoWire(Connection(endpoint_url=url, region="x", engine="raw"), fast())
@@ -337,7 +337,7 @@ def test_a_request_under_way_ends_when_the_work_is_called_off(size: int) -> None
             except Stopped:
                 ended.append(True)
 
-        thread = threading.Thread(target=run)
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         connection, _ = listener.accept()
         with connection:
@@ -428,7 +428,9 @@ def test_a_body_holds_its_place_until_it_is_closed(scripted_s3: ScriptedS3) -> N
         Connection(endpoint_url=scripted_s3.endpoint_url), Pace(ceiling=1, wait=watched)
     )
     _, body = wire.get({"Bucket": "b", "Key": "k"})
-    thread = threading.Thread(target=wire.call, args=("HeadObject", {"Bucket": "b", "Key": "k"}))
+    thread = threading.Thread(
+        target=wire.call, args=("HeadObject", {"Bucket": "b", "Key": "k"}), daemon=True
+    )
     thread.start()
     waiting.wait()
     assert len(scripted_s3.requests) == 1

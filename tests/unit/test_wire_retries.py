@@ -75,7 +75,7 @@ def many_requests(wire: BotoWire, count: int) -> int:
             except WireError:
                 failed.append(number)
 
-    threads = [threading.Thread(target=run) for _ in range(THREADS)]
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
