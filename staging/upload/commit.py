@@ -29,6 +29,7 @@ from staging.upload.target import Proven
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import chunk_span
 from staging.vocabulary.errors import (
+    AccessDenied,
     Conflict,
     IntegrityError,
     MalformedInput,
@@ -193,7 +194,7 @@ class Commit:
     def _refresh(self, staged: StagedFile) -> bool:
         try:
             return staged.refresh(self._store)
-        except NotFound:
+        except (NotFound, AccessDenied):
             return False
 
     def _taken_over(self, staged: StagedFile) -> Conflict:

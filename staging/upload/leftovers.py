@@ -76,7 +76,8 @@ def drop_records(
         return [f"s3://{store.bucket}/{runs_prefix(location)} ({error.reference})"]
     gone = [record for record in found.records if record.record.upload in uploads]
     kept = {record.token for record in found.records if record.record.upload not in uploads}
-    tokens = {token, *(record.token for record in gone)} - kept
+    ours = {run_token(run) for run in found.runs if run_token(run).partition("-")[0] == token}
+    tokens = (ours | {record.token for record in gone}) - kept
     runs = [run for run in found.runs if run_token(run) in tokens]
     return delete_records(store, FoundRuns(tuple(gone), tuple(runs)))
 
@@ -144,7 +145,7 @@ def _orphans(
 def _is_empty(store: Store, upload: MultipartUpload) -> bool:
     try:
         return next(iter(store.list_parts(upload)), None) is None
-    except NotFound:
+    except (NotFound, AccessDenied):
         return False
 
 

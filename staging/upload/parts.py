@@ -184,8 +184,8 @@ class PartSender:
         self._held_room -= file.size
         return True
 
-    def _find_left(self, file: SourceFile) -> Record | None:
-        """The newest upload that an earlier run left for this file, if its parts are of use here."""
+    def _find_left(self, file: SourceFile) -> list[Record]:
+        """Uploads that earlier runs left for this file, if their parts are of use here, newest first."""
         fitting = [
             found
             for found in self._left
@@ -194,9 +194,9 @@ class PartSender:
             and found.record.stamp == file.stamp
             and min(found.record.part_size, file.size) <= self._budget.total
         ]
-        if not fitting:
-            return None
-        return max(fitting, key=lambda found: str(found.objects[0].modified)).record
+        fitting.sort(key=lambda found: str(found.objects[0].modified), reverse=True)
+        records = [found.record for found in fitting]
+        return [record for record in records if record.part_size == records[0].part_size]
 
     def _adopt(self, files: list[StagedFile]) -> list[StagedFile]:
         """Take over files that an earlier run sent completely. Returns the others."""

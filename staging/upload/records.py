@@ -148,6 +148,7 @@ class Records:
         self.token = token
         self._beginning = threading.Lock()
         self._begun = False
+        self._successors = 0
 
     @property
     def begun(self) -> bool:
@@ -155,8 +156,10 @@ class Records:
         return self._begun
 
     def successor(self) -> Records:
-        """Records of the same run for files that start again, beside those of their first uploads."""
-        return Records(self._store, self._location, f"{self.token}-again")
+        """Records of the same run for a file that starts again, beside that of its upload before."""
+        with self._beginning:
+            self._successors += 1
+            return Records(self._store, self._location, f"{self.token}-{self._successors}")
 
     def begin(self) -> None:
         """Say once that this run begins to open uploads, before it opens the first."""

@@ -17,7 +17,7 @@ from staging.transfer.scheduler import Cancelled
 from staging.upload.records import Finished, Record, Records
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import CHUNK_SIZE, Digest, HashFamily, file_digest
-from staging.vocabulary.errors import NotFound, Stalled
+from staging.vocabulary.errors import AccessDenied, NotFound, Stalled
 from staging.vocabulary.manifest import ManifestFile
 
 _OPENING_GRACE: Final = 0.5
@@ -38,7 +38,11 @@ class Fate(enum.Enum):
 
 
 class StagedFile:
-    """One file of an upload. `left` is the record of an upload that an earlier run opened for it."""
+    """One file of an upload.
+
+    `left` are the records of uploads that earlier runs opened for it, of one part size, the most
+    promising first; all but one of them may be gone.
+    """
 
     def __init__(
         self,
@@ -46,23 +50,25 @@ class StagedFile:
         key: str,
         part_size: int,
         fate: Fate,
-        left: Record | None = None,
+        left: Sequence[Record] = (),
     ) -> None:
         self.file = file
         self.path = file.path
         self.size = file.size
         self.key = key
-        self.part_size = part_size if left is None else left.part_size
+        self.part_size = left[0].part_size if left else part_size
         self.fate = fate
         self.held: bytes | None = None
         """The bytes of a small file of a source that cannot be read again."""
         self.upload: MultipartUpload | None = None
         self.recorded = False
+        self.abandoned: list[MultipartUpload] = []
+        """Uploads that were aborted because the file started again."""
         self.lost = False
         """Somebody aborted the upload: the commit has to send the file again."""
         self.shared = False
         """An earlier run opened the upload; that run, or another one, may still be at it."""
-        self._left = left
+        self._left = list(left)
         self._waiting: dict[int, ListedPart] = {}
         self._opening = threading.Lock()
         self._given_up = False
@@ -87,8 +93,8 @@ class StagedFile:
         with self._opening:
             if self._given_up:
                 raise Cancelled
-            if self._left is not None:
-                self._go_on(store, self._left)
+            while self.upload is None and self._left:
+                self._go_on(store, self._left.pop(0))
             if self.upload is None:
                 records.begin()
                 self.upload = store.create_multipart_upload(self.key)
@@ -103,13 +109,18 @@ class StagedFile:
         Only for a source that vouches for its bytes (`source` is its identity) and a store that
         lists the checksums of parts, which must combine to the recorded one.
         """
-        left = self._left
-        if left is None or left.finished is None or source is None or left.source != source:
-            return False
-        if left.finished.family is not family:
-            return False
+        finished = None
         with self._opening:
-            self._go_on(store, left)
+            for left in list(self._left):
+                if left.finished is None or source is None or left.source != source:
+                    continue
+                self._left.remove(left)
+                self._go_on(store, left)
+                if self.upload is not None:
+                    finished = left.finished
+                    break
+        if finished is None or finished.family is not family:
+            return False
         found: list[tuple[int, UploadedPart]] = []
         value = 0
         for number, _, length in self.spans():
@@ -122,26 +133,25 @@ class StagedFile:
                 return False
             value = crc64.combine(value, crc, length)
             found.append((crc, UploadedPart(number, part.etag, part.crc64nvme)))
-        if crc64.to_text(value) != left.finished.crc64nvme:
+        if crc64.to_text(value) != finished.crc64nvme:
             return False
         each = self.part_size // CHUNK_SIZE
         for crc, uploaded in found:
             first = (uploaded.number - 1) * each
-            chunks = left.finished.chunks[first : first + each]
+            chunks = finished.chunks[first : first + each]
             self.part_done(uploaded.number, list(chunks), crc, uploaded)
         return True
 
     def _go_on(self, store: Store, left: Record) -> None:
-        """Continue the upload that was left, unless it is gone."""
+        """Continue the upload that was left, unless it is gone, or its parts may not be looked at."""
         try:
             self._waiting = {part.number: part for part in store.list_parts(left.upload)}
-        except NotFound as error:
+        except (NotFound, AccessDenied) as error:
             if error.reference == "bucket":
                 raise
         else:
             self.upload = left.upload
             self.recorded = self.shared = True
-        self._left = None
 
     def waiting(self, number: int, body: bytearray, checksum: str) -> UploadedPart | None:
         """The part as it waits in the store, if that is proven equal to `body`, else None.
@@ -180,6 +190,7 @@ class StagedFile:
         with self._opening:
             if self.upload is not None:
                 store.abort_multipart_upload(self.upload)
+                self.abandoned.append(self.upload)
             self.upload = None
             self.recorded = self.shared = self.lost = False
             self._waiting = {}

@@ -17,7 +17,7 @@ from staging.store.store import ObjectInfo, Store
 from staging.transfer.scheduler import Scheduler
 from staging.upload.leftovers import abort_uploads, delete_records
 from staging.upload.records import FoundRecord, FoundRuns, read_runs, run_token
-from staging.vocabulary.errors import NotFound
+from staging.vocabulary.errors import AccessDenied, NotFound
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.paths import CONTROL_DIRECTORY
 
@@ -41,7 +41,7 @@ class Unfinished:
 
     def is_stale(self, now: datetime.datetime, age: datetime.timedelta) -> bool:
         """True when nothing has moved for `age`. A run that tells no times is stale only at age zero."""
-        if self.last_moved is None:
+        if self.last_moved is None or not age:
             return not age
         return now - self.last_moved >= age
 
@@ -91,8 +91,8 @@ def _measure(store: Store, location: S3Location, token: str, found: FoundRuns) -
         times.extend(info.modified for info in record.objects)
         try:
             parts = list(store.list_parts(record.record.upload))
-        except NotFound:
-            return  # completed, or aborted by somebody else
+        except (NotFound, AccessDenied):
+            return  # completed, or aborted by somebody else; or nobody may look
         sizes.extend(part.size for part in parts)
         times.extend(part.modified for part in parts)
 

@@ -316,7 +316,7 @@ def _give_up(
         if kept:
             left = abort_staged(store, [staged for staged in open_ones if not staged.recorded])
         else:
-            left = _drop(open_ones, records, store, location)
+            left = _drop(sender.files, records, store, location)
         if commit is not None and not commit.started:
             left.extend(commit.release())
     finally:
@@ -345,10 +345,12 @@ def _is_worth_keeping(error: BaseException) -> bool:
 
 
 def _drop(
-    open_ones: Sequence[StagedFile], records: Records, store: Store, location: S3Location
+    files: Sequence[StagedFile], records: Records, store: Store, location: S3Location
 ) -> list[str]:
     """Abort the uploads of this run and delete their records. Returns what is left, described."""
+    open_ones = [staged for staged in files if staged.give_up()]
     uploads = [staged.upload for staged in open_ones if staged.upload is not None]
+    uploads += [upload for staged in files for upload in staged.abandoned]
     left = abort_staged(store, open_ones)
     if left or not (uploads or records.begun):
         return left

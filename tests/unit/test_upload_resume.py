@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import datetime
 import io
 import json
 import random
@@ -19,6 +20,7 @@ from staging.source.tar_file import TarFile
 from staging.store.s3 import S3Store
 from staging.transfer.sizing import MIB
 from staging.upload import UploadOptions, UploadResult, upload
+from staging.upload.unfinished import drop, find_unfinished
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import CHUNK_SIZE
 from staging.vocabulary.errors import (
@@ -551,3 +553,56 @@ def _in_thread(work: Any) -> Any:
     future = executor.submit(work)
     executor.shutdown(wait=False)
     return future
+
+
+def test_a_file_that_is_sent_again_twice_is_recorded_each_time(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    met = Status(409, "ConditionalRequestConflict")
+    key = LOCATION.prefix + "model.safetensors"
+    s3.script(Fault("CompleteMultipartUpload", met, key=key, occurrence=(1, 2)))
+    s3.script(Fault("CompleteMultipartUpload", Status(403), key=key, occurrence=3))
+    with pytest.raises(AccessDenied):
+        publish(tar, store)
+    recorded = {document.get("upload_id") for document in records(s3).values()}
+    assert {waiting.upload_id for waiting in s3.bucket(BUCKET).uploads()} <= recorded
+    s3.clear_script()
+    s3.requests.clear()
+    publish(tar, store)
+    assert sent_parts(s3) == []
+    check_published(s3)
+
+
+def test_a_refusal_after_a_file_was_sent_again_leaves_nothing_open(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    met = Status(409, "ConditionalRequestConflict")
+    s3.script(Fault("CompleteMultipartUpload", met, occurrence=None))
+    with pytest.raises(Conflict):
+        publish(tar, store)
+    assert not s3.bucket(BUCKET).uploads()
+    assert not records(s3)
+
+
+def test_without_the_right_to_list_parts_they_are_sent_again(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    interrupted(s3, tar, store, 2)
+    s3.deny("ListMultipartUploadParts")
+    (unfinished,) = find_unfinished(store, LOCATION)
+    assert (unfinished.files, unfinished.waiting_bytes) == (1, 0)
+    publish(tar, store)
+    assert len(sent_parts(s3)) == PARTS + 1
+    check_published(s3)
+
+
+def test_age_zero_is_whatever_the_clocks_say(s3: ScriptedS3, store: S3Store, tar: Path) -> None:
+    interrupted(s3, tar, store, 2)
+    (unfinished,) = find_unfinished(store, LOCATION)
+    assert unfinished.last_moved is not None
+    before = unfinished.last_moved - datetime.timedelta(seconds=5)
+    assert unfinished.is_stale(before, datetime.timedelta(0))
+    assert not unfinished.is_stale(before, datetime.timedelta(seconds=1))
+    assert drop(store, unfinished) == []
+    assert not list(s3.bucket(BUCKET))
+    assert not s3.bucket(BUCKET).uploads()

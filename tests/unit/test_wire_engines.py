@@ -28,11 +28,6 @@ from tests.support.s3server import CutBody, DropBefore, ErrorIn200, Fault, Scrip
 from tests.support.servers import self_signed
 
 # The server's event loop may end while TLS connections are still saying goodbye to each other.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
-]
-
 BUCKET = "wire"
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 ROOT = Path(__file__).parents[2]
