@@ -11,3 +11,7 @@
 The library prints nothing and reads no environment; programs pass what they found. Importing this
 package imports nothing else, so that a pod loads only what it uses.
 """
+
+from typing import Final
+
+__version__: Final = "0.1.0"

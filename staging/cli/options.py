@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
+from staging import __version__
 from staging.cli.progress import reporting
 from staging.cli.quantity import Size
 from staging.store.s3 import S3Store
@@ -117,7 +117,7 @@ class Common:
             endpoint_url=self.endpoint_url,
             ca_bundle=self.ca_bundle,
             connections=connections,
-            user_agent=f"{DISTRIBUTION}/{version(DISTRIBUTION)}",
+            user_agent=f"{DISTRIBUTION}/{__version__}",
             engine=self.engine,
             path_style=None if self.path_style is None else self.path_style == "on",
             sign_payload=self.sign_payload,

@@ -19,12 +19,12 @@ import re
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 import click
 
+from staging import __version__
 from staging.cli.options import DISTRIBUTION, Common
 from staging.cli.paths import local_path, standard_input
 from staging.source.archive import Archive
@@ -226,7 +226,7 @@ class _Opening:
                 allow_private_address=self._options.allow_private_address,
                 ca_bundle=self._common.ca_bundle,
                 proxy=_proxy(url.scheme, url.host),
-                user_agent=f"{DISTRIBUTION}/{version(DISTRIBUTION)}",
+                user_agent=f"{DISTRIBUTION}/{__version__}",
             ),
         )
         if not isinstance(opened, WebStream):

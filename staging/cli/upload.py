@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from typing import Any, Final, Literal
 
 import click
 
+from staging import __version__
 from staging.cli import quantity
 from staging.cli.options import (
     DISTRIBUTION,
@@ -114,7 +114,7 @@ def upload(
         check_layout=layout_check == "on",
         allow_existing=allow_existing,
         abort_on_interrupt=abort_on_interrupt,
-        tool=f"{DISTRIBUTION}/{version(DISTRIBUTION)}",
+        tool=f"{DISTRIBUTION}/{__version__}",
     )
     try:
         if dry_run:

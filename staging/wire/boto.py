@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import boto3.session
 import botocore.session
 from botocore import exceptions as boto
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
@@ -92,11 +91,11 @@ class BotoWire:
         }
         try:
             core = botocore.session.Session(profile=connection.profile)
-            session = boto3.session.Session(botocore_session=core, region_name=connection.region)
             verify = connection.ca_bundle or core.get_config_variable("ca_bundle")
-            self._client = session.client(
+            region = connection.region or core.get_config_variable("region")
+            self._client: Any = core.create_client(
                 "s3",
-                region_name=session.region_name or _DEFAULT_REGION,
+                region_name=region or _DEFAULT_REGION,
                 endpoint_url=connection.endpoint_url,
                 verify=verify,
                 config=Config(

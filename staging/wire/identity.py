@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import boto3.session
 import botocore.session
 from botocore import exceptions as boto
 from botocore.config import Config
@@ -63,10 +62,10 @@ def surroundings(connection: Connection) -> Surroundings:
     if path_style is None:
         path_style = connection.endpoint_url is not None
     try:
-        session = _session(connection)
-        client = session.client(
+        session, region = _session(connection)
+        client = session.create_client(
             "s3",
-            region_name=session.region_name or _DEFAULT_REGION,
+            region_name=region or _DEFAULT_REGION,
             endpoint_url=connection.endpoint_url,
         )
         try:
@@ -78,7 +77,7 @@ def surroundings(connection: Connection) -> Surroundings:
         raise failed(_OPERATION, error) from error
     method = None if credentials is None else str(credentials.method)
     origin = None if method is None else _ORIGINS.get(method, method)
-    return Surroundings(session.region_name, endpoint, path_style, origin)
+    return Surroundings(region, endpoint, path_style, origin)
 
 
 def caller(connection: Connection) -> Caller:
@@ -87,9 +86,10 @@ def caller(connection: Connection) -> Caller:
     A store at an address of its own is asked there: no key of such a store goes to AWS.
     """
     try:
-        client: Any = _session(connection).client(
+        session, region = _session(connection)
+        client: Any = session.create_client(
             "sts",
-            region_name=connection.region,
+            region_name=region or _DEFAULT_REGION,
             endpoint_url=_endpoint(connection.endpoint_url),
             verify=connection.ca_bundle,
             config=Config(
@@ -110,12 +110,10 @@ def caller(connection: Connection) -> Caller:
         raise failed(_OPERATION, error) from error
 
 
-def _session(connection: Connection) -> boto3.session.Session:
+def _session(connection: Connection) -> tuple[botocore.session.Session, str | None]:
+    """A session, and the region that is configured."""
     core = botocore.session.Session(profile=connection.profile)
-    session = boto3.session.Session(botocore_session=core, region_name=connection.region)
-    if session.region_name is None:
-        core.set_config_variable("region", _DEFAULT_REGION)
-    return session
+    return core, connection.region or core.get_config_variable("region")
 
 
 def _endpoint(url: str | None) -> str | None:

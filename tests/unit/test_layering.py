@@ -30,7 +30,8 @@ def package(module: str) -> str | None:
     parts = module.split(".")
     if parts[0] == "downloader":
         return "downloader"
-    return parts[1] if parts[0] == "staging" and len(parts) > 1 else None
+    inside = parts[0] == "staging" and len(parts) > 1 and parts[1] != "__version__"
+    return parts[1] if inside else None
 
 
 def package_of(path: Path) -> str | None:
