@@ -49,6 +49,11 @@ class Archive(Protocol):
         """A text that is equal only if every byte is; None where nothing vouches for that."""
         ...
 
+    @property
+    def read_size(self) -> int | None:
+        """Bytes that are best read at once; None: the more the better. See `Source.read_size`."""
+        ...
+
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` with the bytes from `offset`; the range lies inside the archive.
 

@@ -27,7 +27,7 @@ from staging.formats.tar import MAX_DEPTH, MAX_ENTRIES, MAX_NAME_BYTES
 from staging.layout.inventory import directory_of, is_other_weights, is_safetensors
 from staging.layout.root import find_root
 from staging.source.enclosure import Enclosure, OpenFiles, Outside
-from staging.source.source import SourceFile
+from staging.source.source import LOCAL_READ_SIZE, SourceFile
 from staging.vocabulary.errors import LayoutInvalid, MalformedInput, NotFound, StagingError
 from staging.vocabulary.paths import NameSet, SafePath, UnsafePath, is_reserved
 from staging.vocabulary.redaction import file_name, one_line
@@ -59,6 +59,7 @@ class Directory:
     identity = None
     sequential = False
     memory = 0
+    read_size = LOCAL_READ_SIZE
 
     def __init__(self, path: Path, *, target: str = "") -> None:
         """Walk the directory; `target` is only named in hints. Links on the way to it are followed.

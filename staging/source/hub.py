@@ -118,6 +118,7 @@ class Hub:
             raise ValueError(f"{memory} bytes for {concurrency} requests")
         self._http = http
         self.memory = memory
+        self.read_size = None
         self._concurrency = concurrency
         self.commit = resolve(http, location)
         self.name = f"{location.repo}@{self.commit[:12]}"

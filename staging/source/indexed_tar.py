@@ -99,6 +99,7 @@ class IndexedTar:
         self.name = archive.name
         self.size = archive.size
         self.identity = archive.identity
+        self.read_size = archive.read_size
 
     def files(self) -> Iterator[SourceFile]:
         """All files, in the order of the archive."""

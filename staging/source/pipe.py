@@ -17,6 +17,7 @@ class Pipe:
     """A tar read from a stream such as standard input, a response's body, or what unpacks one."""
 
     sequential = True
+    read_size = None
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class S3Archive:
     """One version of an object in a store, as an `Archive`."""
 
     kind = "s3"
+    read_size = None
 
     def __init__(
         self,

@@ -98,6 +98,7 @@ class Selection:
         self.size = source.size
         self.identity = source.identity
         self.memory = source.memory
+        self.read_size = source.read_size
         self.sequential = source.sequential
 
     @property

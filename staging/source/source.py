@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from staging.vocabulary.paths import SafePath
+
+LOCAL_READ_SIZE: Final = 256 * 1024
+"""`Source.read_size` of local disks: measured, larger and smaller pieces cost more CPU time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,15 @@ class Source(Protocol):
         """A text that is equal only if every byte of the source is, such as an object's strong ETag.
 
         None where nothing vouches for the bytes: a local file may be anything the next time.
+        """
+        ...
+
+    @property
+    def read_size(self) -> int | None:
+        """Bytes that are best read at once, of an indexed source; None: the more the better.
+
+        What is far away takes a request for each read; a local disk is best read in pieces that are
+        still in the processor's cache when they are hashed.
         """
         ...
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from staging.source.archive import changed
 from staging.source.indexed_tar import HeaderWindow, IndexedTar
+from staging.source.source import LOCAL_READ_SIZE
 from staging.vocabulary.errors import MalformedInput, NotFound, StagingError
 from staging.vocabulary.redaction import file_name, one_line
 
@@ -24,6 +25,8 @@ class LocalArchive:
 
     kind = "tar"
     identity = None
+
+    read_size = LOCAL_READ_SIZE
 
     def __init__(self, path: Path) -> None:
         """Open the file. Raises NotFound, or StagingError when it cannot be opened."""

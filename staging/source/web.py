@@ -88,6 +88,7 @@ class WebArchive:
     """One version of what a URL leads to, as an `Archive`."""
 
     kind = "url"
+    read_size = None
     argument = "ARCHIVE"  # the URL itself must not stand in a command line that is shown
 
     def __init__(self, resource: Resource, etag: str, size: int) -> None:

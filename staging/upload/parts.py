@@ -26,10 +26,11 @@ from staging.store.store import MIN_PART_SIZE, Store, UploadedPart
 from staging.transfer.budget import Budget
 from staging.transfer.scheduler import Cancellation, Scheduler
 from staging.transfer.sizing import part_size_for
+from staging.upload.part_digest import PartDigest
 from staging.upload.records import FoundRecord, Record, Records
 from staging.upload.staged import Fate, StagedFile
 from staging.vocabulary import crc64
-from staging.vocabulary.digest import CHUNK_SIZE, HashFamily, chunk_digests
+from staging.vocabulary.digest import CHUNK_SIZE, HashFamily
 from staging.vocabulary.errors import (
     Conflict,
     IntegrityError,
@@ -124,7 +125,9 @@ class PartSender:
             for number, offset, length in staged.spans():
                 buffer = self._read(scheduler, file, offset, length)
                 scheduler.submit(
-                    functools.partial(self._send, scheduler.cancelled, staged, number, buffer)
+                    functools.partial(
+                        self._digest_and_send, scheduler.cancelled, staged, number, buffer
+                    )
                 )
 
     def _submit_all(self, scheduler: Scheduler) -> None:
@@ -288,23 +291,38 @@ class PartSender:
         self, cancelled: Cancellation, staged: StagedFile, number: int, offset: int, length: int
     ) -> None:
         buffer = self._budget.acquire(length, cancelled)
+        digest = PartDigest(self._family)
+        step = self._source.read_size or length
         with memoryview(buffer) as view:
-            self._source.read_into(staged.file, offset, view)
-        self._send(cancelled, staged, number, buffer)
+            for start in range(0, length, step):
+                with view[start : start + step] as piece:
+                    self._source.read_into(staged.file, offset + start, piece)
+                    digest.update(piece)
+        self._send(cancelled, staged, number, buffer, digest)
 
-    def _send(
+    def _digest_and_send(
         self, cancelled: Cancellation, staged: StagedFile, number: int, buffer: bytearray
     ) -> None:
-        chunks = chunk_digests(self._family, buffer)
-        crc = 0 if self._store is None else crc64.crc64(buffer)
+        digest = PartDigest(self._family)
+        digest.update(buffer)
+        self._send(cancelled, staged, number, buffer, digest)
+
+    def _send(
+        self,
+        cancelled: Cancellation,
+        staged: StagedFile,
+        number: int,
+        buffer: bytearray,
+        digest: PartDigest,
+    ) -> None:
         part = None
         if staged.fate is Fate.MULTIPART:
-            part = self._deliver(cancelled, staged, number, buffer, crc64.to_text(crc))
+            part = self._deliver(cancelled, staged, number, buffer, crc64.to_text(digest.crc))
         elif staged.fate is Fate.HELD and self._source.sequential:
             staged.held = bytes(buffer)
         length = len(buffer)
         self._budget.release(buffer)
-        last = staged.part_done(number, chunks, crc, part)
+        last = staged.part_done(number, digest.chunks(), digest.crc, part)
         if staged.fate is Fate.HELD:
             self._count(sent=length)
             return  # done when the commit has created it

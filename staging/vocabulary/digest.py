@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from blake3 import blake3
 
@@ -47,6 +47,22 @@ class HashFamily(enum.Enum):
         if self is HashFamily.BLAKE3:
             return blake3(data).digest()
         return hashlib.sha256(data).digest()
+
+    def hasher(self) -> Hasher:
+        """A hash that is fed piece by piece."""
+        return blake3() if self is HashFamily.BLAKE3 else hashlib.sha256()
+
+
+class Hasher(Protocol):
+    """A running hash."""
+
+    def update(self, data: Bytes, /) -> object:
+        """Feed more bytes. Releases the GIL for large buffers."""
+        ...
+
+    def digest(self) -> bytes:
+        """The hash of what was fed so far (32 bytes)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -394,11 +394,10 @@ def test_a_record_that_cannot_be_read_is_left_alone(
 class Vouched(TarFile):
     """A tar that vouches for its bytes, and counts what is read of its files."""
 
-    identity = "etag-1"
-
     def __init__(self, path: Path, identity: str = "etag-1") -> None:
         super().__init__(path)
-        self.identity = identity  # type: ignore[assignment, misc]
+        self.identity = identity
+        self.read_size = None
         self.ranges: list[tuple[SafePath, int]] = []
 
     def read_into(self, file: SourceFile, offset: int, view: memoryview) -> None:
