@@ -12,6 +12,4 @@ The library prints nothing and reads no environment; programs pass what they fou
 package imports nothing else, so that a pod loads only what it uses.
 """
 
-from typing import Final
-
-__version__: Final = "0.1.0"
+__version__ = "0.1.0"

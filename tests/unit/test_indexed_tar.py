@@ -30,6 +30,7 @@ class Noted:
 
     kind, name, shown, argument = "tar", "noted.tar", "noted.tar", "ARCHIVE"
     identity = None
+    read_size = None
 
     def __init__(self, data: bytes) -> None:
         self._data = data

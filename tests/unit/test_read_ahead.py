@@ -25,6 +25,7 @@ class Memory:
 
     kind, name, shown, argument = "tar", "x.tar", "x.tar", "ARCHIVE"
     identity = None
+    read_size = None
 
     def __init__(
         self, data: bytes, on_read: Callable[[int, int], None] = lambda offset, length: None
