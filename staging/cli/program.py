@@ -36,6 +36,7 @@ class _Signalled(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+        self.document: dict[str, Any] = {}
 
 
 def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -> int:
@@ -102,9 +103,13 @@ def _fill_standard_streams() -> None:
 
 
 def handle_signals() -> None:
-    """Make the first SIGINT, SIGTERM or SIGHUP unwind the main thread, and a second one exit."""
+    """Make the first SIGINT, SIGTERM or SIGHUP unwind the main thread, and a second one exit.
+
+    One that whoever started us had ignored stays ignored, as with `nohup`.
+    """
     for number in _SIGNALS:
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -132,7 +137,8 @@ def error_line(error: StagingError) -> str:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     for again in _SIGNALS:
-        signal.signal(again, _exit_now)
+        if signal.getsignal(again) is not signal.SIG_IGN:
+            signal.signal(again, _exit_now)
     raise _Signalled(number)
 
 
@@ -142,6 +148,7 @@ def _interruption(signalled: _Signalled) -> Interrupted:
         signal_number=signalled.number,
         hint="run the same command again to go on",
     )
+    interrupted.document = signalled.document
     for note in _notes(signalled):
         interrupted.add_note(note)
     return interrupted

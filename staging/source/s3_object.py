@@ -16,6 +16,7 @@ from staging.source.archive import changed
 from staging.store.store import Changed, Store
 from staging.transfer.ranges import read_range
 from staging.transfer.scheduler import Cancellation
+from staging.vocabulary.digest import HashFamily
 from staging.vocabulary.errors import AccessDenied, NotFound, StagingError
 from staging.vocabulary.paths import why_unsafe
 from staging.vocabulary.redaction import one_line
@@ -58,7 +59,10 @@ class S3Archive:
         self._etag = info.etag
         self.size = info.size
         # A weak ETag names no version; the store refuses to read by one.
-        self.identity = None if info.etag.startswith("W/") else f'"{info.etag}" {info.size}'
+        # Some stores' ETags are no digests: they tell versions of one object apart, and no more.
+        place = HashFamily.BLAKE3.hash(f"{store.bucket}/{key}".encode()).hex()[:16]
+        weak = info.etag.startswith("W/")
+        self.identity = None if weak else f'"{info.etag}" {info.size} {place}'
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` with the bytes from `offset`, over broken connections."""

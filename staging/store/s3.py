@@ -133,7 +133,8 @@ class S3Store:
         answer = self._create(
             "PutObject",
             key,
-            Body=bytearray(body),  # bytes would cost a round trip for Expect
+            # bytes would cost a round trip for Expect
+            Body=body if isinstance(body, bytearray) else bytearray(body),
             ChecksumCRC64NVME=crc64nvme,
         )
         return _info(key, answer, size=len(body))
@@ -223,9 +224,10 @@ class S3Store:
                     crc64nvme=entry.get("ChecksumCRC64NVME"),
                     modified=entry.get("LastModified"),
                 )
-            if not answer.get("IsTruncated"):
+            marker = answer.get("NextPartNumberMarker")
+            if not answer.get("IsTruncated") or marker is None:
                 return
-            more = {"PartNumberMarker": answer["NextPartNumberMarker"]}
+            more = {"PartNumberMarker": marker}
 
     def delete(self, key: str, *, etag: str) -> None:
         """Delete one version of an object."""

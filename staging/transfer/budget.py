@@ -6,11 +6,14 @@ larger than the whole budget is granted when nothing else is held; buffers come 
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Final
 
 from staging.transfer.scheduler import Cancellation
 
+_LEAST_KEPT: Final = 256 * 1024  # bytes; a smaller buffer costs less to make than to find again
 _POLL: Final = 0.2  # seconds between looks at the cancellation
 
 
@@ -21,6 +24,7 @@ class Budget:
         self.total = total
         self._taken = 0
         self._kept: list[bytearray] = []
+        self._held = 0  # bytes of those
         self._changed = threading.Condition()
 
     def acquire(self, size: int, cancelled: Cancellation) -> bytearray:
@@ -34,10 +38,11 @@ class Budget:
                 for index, buffer in enumerate(self._kept):
                     if len(buffer) == size:
                         self._taken += size
+                        self._held -= size
                         return self._kept.pop(index)
-                while self._kept and self._taken + self._held() + size > self.total:
-                    self._kept.pop(0)
-                if not self._taken or self._taken + self._held() + size <= self.total:
+                while self._kept and self._taken + self._held + size > self.total:
+                    self._held -= len(self._kept.pop(0))
+                if not self._taken or self._taken + self._held + size <= self.total:
                     self._taken += size
                     return bytearray(size)
                 self._changed.wait(_POLL)
@@ -46,8 +51,16 @@ class Budget:
         """Give a buffer back, at the size it came."""
         with self._changed:
             self._taken -= len(buffer)
-            self._kept.append(buffer)
+            if len(buffer) >= _LEAST_KEPT:
+                self._kept.append(buffer)
+                self._held += len(buffer)
             self._changed.notify_all()
 
-    def _held(self) -> int:
-        return sum(len(buffer) for buffer in self._kept)
+    @contextlib.contextmanager
+    def lease(self, size: int, cancelled: Cancellation) -> Iterator[bytearray]:
+        """A buffer for as long as the block runs, however it ends."""
+        buffer = self.acquire(size, cancelled)
+        try:
+            yield buffer
+        finally:
+            self.release(buffer)

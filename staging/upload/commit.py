@@ -23,7 +23,8 @@ from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
 from staging.transfer.scheduler import Cancellation, Scheduler
 from staging.upload import target
-from staging.upload.parts import PartSender, send_checked
+from staging.upload.checked import send_checked
+from staging.upload.parts import PartSender
 from staging.upload.staged import Fate, StagedFile
 from staging.upload.target import Proven
 from staging.vocabulary import crc64
@@ -73,13 +74,19 @@ class Commit:
         self._entries = {file.path: file for file in manifest.files}
         self._proven: Proven | None = None
         self._visible = False
+        self._fresh: bool | None = None
         self.settled: set[str] = set()
         """Ids of uploads that were completed, or are gone because the object is there."""
 
     @property
     def started(self) -> bool:
         """True when objects of this content may be there: this run's, or those of one before it."""
-        return self._visible or (self._proven is not None and not self._proven.fresh)
+        return self._visible or self._fresh is False
+
+    @property
+    def owns_claim(self) -> bool:
+        """True when the claim can only be this run's, and no object relies on it."""
+        return self._fresh is True and not self._visible
 
     def run(self) -> tuple[Proven, bool]:
         """Publish. Returns what the store proved, and True when a twin's manifest was there first.
@@ -87,7 +94,9 @@ class Commit:
         Raises Conflict when something else is there; `started` then tells whether objects remain.
         """
         data = self._encode()
-        proven = self._proven = target.claim(self._store, self._location, self.manifest.id)
+        own_id = self.manifest.id
+        self._fresh = target.is_unclaimed(self._store, self._location, own_id)
+        proven = self._proven = target.claim(self._store, self._location, own_id)
         if self._published_by_twin():
             return proven, True
         there = {info.key for info in self._refuse_foreign()}
@@ -137,20 +146,25 @@ class Commit:
             else:
                 raise self._removed(staged)
         except (AlreadyExists, NotFound) as error:
+            if error.side == "source":  # it is read again here, and may be gone
+                raise
             self._settle(staged, cancelled, error)
 
     def _create(self, staged: StagedFile, cancelled: Cancellation) -> None:
         if staged.size == 0:
             self._store.create(staged.key, b"", crc64nvme=staged.crc64nvme)
             return
-        buffer = self._sender.whole(staged, cancelled)
-        create = functools.partial(
-            self._store.create, staged.key, buffer, crc64nvme=staged.crc64nvme
-        )
-        send_checked(create, cancelled)
-        self._sender.release(buffer)
-        self._report(Moved(staged.size))
-        self._report(FileDone(staged.path, staged.size))
+        with self._sender.whole(staged, cancelled) as buffer:
+            create = functools.partial(
+                self._store.create, staged.key, buffer, crc64nvme=staged.crc64nvme
+            )
+            send_checked(create, cancelled.check)
+        self._held_file_done(staged)
+
+    def _held_file_done(self, staged: StagedFile) -> None:
+        if staged.fate is Fate.HELD and staged.size:
+            self._report(Moved(staged.size))
+            self._report(FileDone(staged.path, staged.size))
 
     def _complete_upload(self, staged: StagedFile, cancelled: Cancellation) -> None:
         """Complete a file's upload, sending the file again where that takes a new one."""
@@ -249,10 +263,10 @@ class Commit:
                 hint="use a new prefix, or remove that object if nothing needs it",
                 side="store",
             ) from cause
-        if staged.upload is not None:
-            self._store.abort_multipart_upload(staged.upload)
+        if staged.upload is not None and cause is not None and cause.reference == "upload-gone":
             self.settled.add(staged.upload.upload_id)
             staged.upload = None
+        self._held_file_done(staged)
 
     def _equal(self, staged: StagedFile, info: ObjectInfo, cancelled: Cancellation) -> bool:
         if self._proven is not None and self._proven.checksums and info.crc64nvme is not None:
@@ -261,8 +275,7 @@ class Commit:
         entry: ManifestFile = self._entries[staged.path]
         for index, digest in enumerate(entry.chunks if staged.size else ()):
             offset, length = chunk_span(staged.size, index)
-            buffer = self._budget.acquire(length, cancelled)
-            with memoryview(buffer) as view:
+            with self._budget.lease(length, cancelled) as buffer, memoryview(buffer) as view:
                 read_range(
                     self._store,
                     staged.key,
@@ -273,7 +286,6 @@ class Commit:
                     rng=self._rng,
                 )
                 equal = self.manifest.hash.hash(view) == digest
-            self._budget.release(buffer)
             if not equal:
                 return False
         return True
@@ -304,7 +316,10 @@ class Commit:
     def _publish(self, data: bytes) -> bool:
         checksum = crc64.to_text(crc64.crc64(data))
         try:
-            self._store.create(self._location.manifest_key, data, crc64nvme=checksum)
+            create = functools.partial(
+                self._store.create, self._location.manifest_key, data, crc64nvme=checksum
+            )
+            send_checked(create)
         except AlreadyExists:
             there = read_if_published(self._store, self._location)
             if there is None or there.id != self.manifest.id:

@@ -60,7 +60,8 @@ def sweep(
     left = abort_uploads(
         store, [upload for upload in uploads if upload.upload_id not in settled] + orphans
     )
-    return left + delete_records(store, found)
+    # What a record names and is open still must not lose it: it could not be found again.
+    return left or delete_records(store, found)
 
 
 def drop_records(
@@ -126,8 +127,8 @@ def _orphans(
     recorded = {record.record.upload for record in found.records}
     try:
         listed = list(store.list_multipart_uploads(location.prefix))
-    except AccessDenied:
-        return []  # a role need not be allowed to look; a lifecycle rule ends such uploads
+    except StagingError:
+        return []  # a role need not be allowed to look, nor a store be able to: lifecycle rules end them
 
     def ours(open_: ListedUpload) -> bool:
         return (
@@ -168,7 +169,7 @@ def _each(calls: Sequence[tuple[str, Callable[[], object]]]) -> list[str]:
             if isinstance(error, (StoreUnavailable, AccessDenied)):
                 hopeless.set()
         else:
-            del left[what]
+            left.pop(what, None)
 
     with Scheduler(_CALLS_AT_ONCE, name="clean-up") as scheduler:
         for what, call in calls:

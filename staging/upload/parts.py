@@ -14,10 +14,11 @@ Not guaranteed: that a source which cannot be read again can serve a store that 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from staging.inspection import Passing
 from staging.published import read_if_published
@@ -26,6 +27,7 @@ from staging.store.store import MIN_PART_SIZE, Store, UploadedPart
 from staging.transfer.budget import Budget
 from staging.transfer.scheduler import Cancellation, Scheduler
 from staging.transfer.sizing import part_size_for
+from staging.upload.checked import send_checked
 from staging.upload.part_digest import PartDigest
 from staging.upload.records import FoundRecord, Record, Records
 from staging.upload.staged import Fate, StagedFile
@@ -33,7 +35,6 @@ from staging.vocabulary import crc64
 from staging.vocabulary.digest import CHUNK_SIZE, HashFamily
 from staging.vocabulary.errors import (
     Conflict,
-    IntegrityError,
     MalformedInput,
     NotFound,
     UsageError,
@@ -41,14 +42,10 @@ from staging.vocabulary.errors import (
 from staging.vocabulary.events import FileDone, Moved, Note, Reporter
 from staging.vocabulary.location import S3Location
 
-Result = TypeVar("Result")
-
 HELD_BELOW: Final = MIN_PART_SIZE
 """Files with fewer bytes are created whole by the commit."""
 
 _CALLS_AT_ONCE: Final = 16
-_SEND_ATTEMPTS: Final = 3
-"""Times a part is sent when the store says its checksum does not match: bytes flipped on the way."""
 
 
 class PartSender:
@@ -105,7 +102,7 @@ class PartSender:
             if self._left:
                 self._report(
                     Note(
-                        f"continuing an interrupted upload of {len(self._left)} files: the whole source"
+                        f"continuing an interrupted upload of {self._left_files()} files: the whole source"
                         " is read again, what the store has is not sent again"
                     )
                 )
@@ -139,7 +136,7 @@ class PartSender:
             whole = sum(staged.size for staged in self.files)
             self._report(
                 Note(
-                    f"continuing an interrupted upload of {len(self._left)} files:"
+                    f"continuing an interrupted upload of {self._left_files()} files:"
                     f" {again / 1e9:.2f} GB of the source's {whole / 1e9:.2f} GB are read again,"
                     " what the store has is not sent again"
                 )
@@ -187,6 +184,9 @@ class PartSender:
         self._held_room -= file.size
         return True
 
+    def _left_files(self) -> int:
+        return len({found.record.path for found in self._left})
+
     def _find_left(self, file: SourceFile) -> list[Record]:
         """Uploads that earlier runs left for this file, if their parts are of use here, newest first."""
         fitting = [
@@ -222,21 +222,18 @@ class PartSender:
             scheduler.finish()
         return [staged for staged in files if staged.key not in adopted]
 
-    def whole(self, staged: StagedFile, cancelled: Cancellation) -> bytearray:
+    @contextlib.contextmanager
+    def whole(self, staged: StagedFile, cancelled: Cancellation) -> Iterator[bytearray]:
         """The bytes of a small file, in a buffer of the budget: read again, or as they were kept.
 
         Raises MalformedInput when the source has other bytes than before.
         """
-        buffer = self._budget.acquire(staged.size, cancelled)
-        if staged.held is not None:
-            buffer[:] = staged.held
-            return buffer
-        self._fill(staged, 1, 0, buffer)
-        return buffer
-
-    def release(self, buffer: bytearray) -> None:
-        """Give a buffer back that `whole` gave out."""
-        self._budget.release(buffer)
+        with self._budget.lease(staged.size, cancelled) as buffer:
+            if staged.held is not None:
+                buffer[:] = staged.held
+            else:
+                self._fill(staged, 1, 0, buffer)
+            yield buffer
 
     def send_again(self, staged: StagedFile, cancelled: Cancellation) -> bool:
         """Send a file once more, into a new upload. False when the source cannot be read again.
@@ -249,19 +246,14 @@ class PartSender:
         staged.start_again(store)
         upload = staged.open(store, records.successor(), self._source.identity)
         for number, offset, length in staged.spans():
-            buffer = self._budget.acquire(length, cancelled)
-            self._fill(staged, number, offset, buffer)
-            checksum = crc64.to_text(staged.crc(number))
-            cancelled.check()
-            staged.part_sent_again(
-                send_checked(
-                    functools.partial(
-                        store.upload_part, upload, number, buffer, crc64nvme=checksum
-                    ),
-                    cancelled,
+            with self._budget.lease(length, cancelled) as buffer:
+                self._fill(staged, number, offset, buffer)
+                checksum = crc64.to_text(staged.crc(number))
+                cancelled.check()
+                send = functools.partial(
+                    store.upload_part, upload, number, buffer, crc64nvme=checksum
                 )
-            )
-            self._budget.release(buffer)
+                staged.part_sent_again(send_checked(send, cancelled.check))
         return True
 
     def _fill(self, staged: StagedFile, number: int, offset: int, buffer: bytearray) -> None:
@@ -358,7 +350,7 @@ class PartSender:
             send = functools.partial(
                 self._store.upload_part, upload, number, buffer, crc64nvme=checksum
             )
-            part = send_checked(send, cancelled)
+            part = send_checked(send, cancelled.check)
         except NotFound as error:
             if error.reference != "upload-gone":
                 raise
@@ -371,6 +363,8 @@ class PartSender:
         """Somebody else has published here, or aborted the upload. Raises Conflict if that is the end."""
         if read_if_published(store, self._location) is not None:
             self.overtaken = True
+        elif self._source.sequential and self._is_there(store, staged):
+            staged.lost = True  # a twin is about to publish: the commit compares
         elif self._source.sequential:
             raise Conflict(
                 f"{error.message}: it was aborted by somebody else",
@@ -388,24 +382,16 @@ class PartSender:
                 )
             )
 
+    def _is_there(self, store: Store, staged: StagedFile) -> bool:
+        try:
+            return store.head(staged.key).size == staged.size
+        except NotFound:
+            return False
+
     def _count(self, *, sent: int = 0, resumed: int = 0) -> None:
         with self._counting:
             self.sent_bytes += sent
             self.resumed_bytes += resumed
-
-
-def send_checked(send: Callable[[], Result], cancelled: Cancellation) -> Result:
-    """Call `send`, and again when the store says that the checksum of its bytes does not match.
-
-    They were flipped on the way, most likely: what lies in memory is sent again. Raises
-    IntegrityError when that does not help.
-    """
-    for _ in range(_SEND_ATTEMPTS - 1):
-        try:
-            return send()
-        except IntegrityError:
-            cancelled.check()
-    return send()
 
 
 def require_room(file: SourceFile, part_size: int, room: int) -> None:

@@ -31,6 +31,7 @@ from staging.store.store import (
     Store,
 )
 from staging.transfer.scheduler import Scheduler
+from staging.upload.checked import send_checked
 from staging.vocabulary import crc64, strict_json
 from staging.vocabulary.digest import (
     CHUNK_SIZE,
@@ -181,10 +182,13 @@ class Records:
     def _create(self, name: str, data: bytes) -> None:
         # The token is this run's own: what exists is its own request, repeated after a lost answer.
         with contextlib.suppress(AlreadyExists):
-            self._store.create(
-                f"{runs_prefix(self._location)}{self.token}/{name}",
-                data,
-                crc64nvme=crc64.to_text(crc64.crc64(data)),
+            send_checked(
+                functools.partial(
+                    self._store.create,
+                    f"{runs_prefix(self._location)}{self.token}/{name}",
+                    data,
+                    crc64nvme=crc64.to_text(crc64.crc64(data)),
+                )
             )
 
 

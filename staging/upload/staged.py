@@ -5,6 +5,7 @@ Parts are done in any order, by several threads. An upload is recorded before it
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import hashlib
 import threading
@@ -189,7 +190,8 @@ class StagedFile:
         """Drop the upload, so that every part is sent again into a new one. Digests stay."""
         with self._opening:
             if self.upload is not None:
-                store.abort_multipart_upload(self.upload)
+                with contextlib.suppress(AccessDenied):  # told at the end, when it is tried again
+                    store.abort_multipart_upload(self.upload)
                 self.abandoned.append(self.upload)
             self.upload = None
             self.recorded = self.shared = self.lost = False

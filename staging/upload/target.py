@@ -39,12 +39,11 @@ class Proven:
     """What claiming the prefix showed.
 
     The store enforces conditions on creating (`exclusive`), and checks checksums on arrival
-    (`checksums`). `fresh`: nobody had claimed the prefix before, so no object there is of this content.
+    (`checksums`).
     """
 
     exclusive: bool
     checksums: bool
-    fresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,6 @@ def claim(store: Store, location: S3Location, own_id: str) -> Proven:
 
     Raises Conflict when it is claimed for another id.
     """
-    fresh = _refuse_other(store, location, own_id)
     key = claim_key(location)
     body = json.dumps({"schema": CLAIM_SCHEMA, "id": own_id}).encode("ascii")
     checksum = crc64.crc64(body)
@@ -178,8 +176,8 @@ def claim(store: Store, location: S3Location, own_id: str) -> Proven:
         except AlreadyExists:
             exclusive = True
             break
-    _refuse_other(store, location, own_id)
-    return Proven(exclusive=exclusive, checksums=checksums, fresh=fresh)
+    is_unclaimed(store, location, own_id)
+    return Proven(exclusive=exclusive, checksums=checksums)
 
 
 def release(store: Store, location: S3Location, own_id: str) -> list[str]:
@@ -196,8 +194,11 @@ def release(store: Store, location: S3Location, own_id: str) -> list[str]:
     return []
 
 
-def _refuse_other(store: Store, location: S3Location, own_id: str) -> bool:
-    """Raise Conflict when the prefix is claimed for another id. True when it is not claimed at all."""
+def is_unclaimed(store: Store, location: S3Location, own_id: str) -> bool:
+    """True when nobody has claimed the prefix, so that no object there is of this content.
+
+    Raises Conflict when it is claimed for another id.
+    """
     holder = claimed(store, location)
     if holder is None or holder.id == own_id:
         return holder is None

@@ -91,8 +91,11 @@ def _measure(store: Store, location: S3Location, token: str, found: FoundRuns) -
         times.extend(info.modified for info in record.objects)
         try:
             parts = list(store.list_parts(record.record.upload))
-        except (NotFound, AccessDenied):
-            return  # completed, or aborted by somebody else; or nobody may look
+        except NotFound:
+            return  # completed, or aborted by somebody else
+        except AccessDenied:
+            times.append(None)  # a run may be at work unseen
+            return
         sizes.extend(part.size for part in parts)
         times.extend(part.modified for part in parts)
 
@@ -101,6 +104,5 @@ def _measure(store: Store, location: S3Location, token: str, found: FoundRuns) -
             scheduler.submit(functools.partial(look, record))
         scheduler.finish()
     known = [time for time in times if time is not None]
-    return Unfinished(
-        location, token, len(found.records), sum(sizes), max(known, default=None), found
-    )
+    last = max(known) if known and len(known) == len(times) else None
+    return Unfinished(location, token, len(found.records), sum(sizes), last, found)

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import datetime
 import random
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -37,11 +39,11 @@ from staging.upload.parts import PartSender
 from staging.upload.plan import Plan, UploadOptions, plan, require_layout
 from staging.upload.records import Records, read_runs
 from staging.upload.staged import StagedFile
-from staging.vocabulary.digest import CHUNK_SIZE
 from staging.vocabulary.errors import (
     AccessDenied,
     Conflict,
     IntegrityError,
+    NotFound,
     StagingError,
     Stalled,
     StoreUnavailable,
@@ -61,6 +63,9 @@ _UNFINISHED: Final = (
 )
 _RESUMABLE: Final = (AccessDenied, StoreUnavailable, Stalled)
 """Errors that a later run may not meet: what was sent is kept for it."""
+
+_PASSING: Final = ("checksum-refused", "list-differs")
+"""References of what running again mends."""
 
 _STUCK: Final = (
     "objects of this upload lie under the prefix without a manifest: nobody uses them; use another"
@@ -136,7 +141,9 @@ def upload(
     rng = rng or random.Random()  # noqa: S311 - jitter and a name, not secrets
     records = Records(store, location, f"{rng.getrandbits(64):016x}")
     buffers = options.memory - BASE_MEMORY
-    held_room = buffers // _HELD_SHARE if source.sequential and buffers > 2 * CHUNK_SIZE else 0
+    held_room = 0
+    if source.sequential:
+        held_room = max(0, min(buffers // _HELD_SHARE, buffers - known.sizing.part_size))
     budget = Budget(buffers - held_room)
     sender = PartSender(
         source,
@@ -306,10 +313,10 @@ def _give_up(
 ) -> None:
     """Keep or drop what is open, drop the claim when no object of ours can be there, and say what remains."""
     reason = error.message if isinstance(error, StagingError) else "interrupted"
-    report(Note(f"stopping: {reason}", warning=True))
     left = ["multipart uploads (the clean-up was interrupted)"]
     kept = 0
     try:
+        report(Note(f"stopping: {reason}", warning=True))
         open_ones = [staged for staged in sender.files if staged.give_up()]
         if _is_worth_keeping(error) and not options.abort_on_interrupt:
             kept = sum(staged.recorded for staged in open_ones)
@@ -317,31 +324,38 @@ def _give_up(
             left = abort_staged(store, [staged for staged in open_ones if not staged.recorded])
         else:
             left = _drop(sender.files, records, store, location)
-        if commit is not None and not commit.started:
+        if commit is not None and commit.owns_claim:
             left.extend(commit.release())
     finally:
         if left:
             more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
             text = "; ".join(left[:_SHOWN])
             report(Note(f"left in the store: {text}{more}", warning=True))
-        if isinstance(error, StagingError):
-            error.document = {**error.document, "leftovers": left, "kept_uploads": kept}
+        # A signal during the clean-up takes the error's place, and is what people are told of.
+        told: set[Any] = {error, sys.exc_info()[1] or error}
+        for each in told:
+            if isinstance(getattr(each, "document", None), dict):
+                each.document = {**each.document, "leftovers": left, "kept_uploads": kept}
         if commit is not None and commit.started:
             # Running again does not help where something else is in the way or was damaged.
-            stuck = isinstance(error, (Conflict, IntegrityError))
+            stuck = isinstance(error, (Conflict, IntegrityError)) and (
+                error.reference not in _PASSING
+            )
             report(Note(_STUCK if stuck else _UNFINISHED, warning=True))
-        if kept:
-            error.add_note(
+        for each in told if kept else ():
+            each.add_note(
                 "to continue: run the same command again; what was sent is not sent again"
             )
-            error.add_note(f"to drop it: staging gc --uploads {location} --older-than 0s --yes")
+            target_uri = shlex.quote(str(location))
+            each.add_note(f"to drop it: staging gc --uploads {target_uri} --older-than 0s --yes")
 
 
 def _is_worth_keeping(error: BaseException) -> bool:
     """True when the same command may succeed later: after a signal, and when store or source went away."""
     if not isinstance(error, StagingError):
         return True
-    return isinstance(error, _RESUMABLE) or error.code == StagingError.exit_code
+    gone = isinstance(error, NotFound) and error.side == "source"
+    return isinstance(error, _RESUMABLE) or gone or error.code == StagingError.exit_code
 
 
 def _drop(

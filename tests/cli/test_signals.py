@@ -92,6 +92,20 @@ def test_an_upload_that_is_to_keep_nothing_leaves_nothing_when_stopped(
     assert bucket.uploads() == []
 
 
+def test_a_signal_that_was_ignored_stays_ignored(
+    programs: Programs, scripted_s3: ScriptedS3, bucket: Bucket
+) -> None:
+    """As with `nohup`, over a connection that goes away meanwhile."""
+    first = scripted_s3.hold("UploadPart", part_number=1)
+    command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *STAGING, "upload", "laguna-xs.tar", URI]
+    with programs.started(command) as running:
+        assert first.arrived.wait(TIMEOUT)
+        running.signal(signal.SIGHUP)
+        first.release()
+        running.outcome(0)
+    assert f"{PREFIX}.checkpoint/manifest.json" in bucket
+
+
 def stop_upload(
     programs: Programs, scripted_s3: ScriptedS3, number: signal.Signals, kind: str, *options: str
 ) -> Outcome:

@@ -28,6 +28,7 @@ from staging.vocabulary.errors import (
     Conflict,
     IntegrityError,
     MalformedInput,
+    NotFound,
     StagingError,
     StoreUnavailable,
 )
@@ -36,7 +37,7 @@ from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest
 from staging.vocabulary.paths import SafePath
 from tests.support.archives import tar_bytes, tar_on_disk, weights
-from tests.support.s3server import Fault, ScriptedS3, Status
+from tests.support.s3server import DropAfter, Fault, ScriptedS3, Status
 from tests.support.s3server.quirks import Quirk
 from tests.support.stores import s3_store
 
@@ -605,3 +606,125 @@ def test_age_zero_is_whatever_the_clocks_say(s3: ScriptedS3, store: S3Store, tar
     assert drop(store, unfinished) == []
     assert not list(s3.bucket(BUCKET))
     assert not s3.bucket(BUCKET).uploads()
+
+
+def small_files(count: int, size: int) -> dict[str, bytes]:
+    files = {f"{number:03}.bin": weights(size, number) for number in range(count)}
+    return {"config.json": b"{}", "model.safetensors": weights(1000), **files}
+
+
+def test_lost_answers_to_small_files_do_not_use_the_memory_up(
+    s3: ScriptedS3, store: S3Store, tmp_path: Path
+) -> None:
+    files = small_files(40, MIB)
+    tar = tar_on_disk(tmp_path, files)
+    s3.script(*(Fault("PutObject", DropAfter(), key=LOCATION.prefix + name) for name in files))
+    publish(tar, store, memory=112 * MIB)  # room for 16 of them
+    check_published(s3, files)
+
+
+def test_a_commit_that_dies_before_its_claim_leaves_the_claim_of_the_one_before(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.script(Fault("PutObject", Status(403), key=LOCATION.manifest_key))
+    with pytest.raises(AccessDenied):
+        publish(tar, store)
+    s3.script(Fault("PutObject", Status(403), key=CLAIM))
+    with pytest.raises(AccessDenied):
+        publish(tar, store)
+    assert CLAIM in s3.bucket(BUCKET)
+    publish(tar, store)
+    check_published(s3)
+
+
+def test_a_source_that_goes_away_during_the_commit_is_what_it_is_called(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    class Leaving(TarFile):
+        reads = 0
+
+        def read_into(self, file: SourceFile, offset: int, view: memoryview) -> None:
+            self.reads += file.path == "config.json"
+            if self.reads > 1:
+                raise NotFound("the archive is gone", reference="source", side="source")
+            super().read_into(file, offset, view)
+
+    with pytest.raises(NotFound) as caught:
+        publish(Leaving(tar), store)
+    assert caught.value.reference == "source"
+    assert caught.value.__notes__[0].startswith("to continue")
+    s3.requests.clear()
+    publish(tar, store)
+    assert sent_parts(s3) == []
+    check_published(s3)
+
+
+def test_a_record_of_an_upload_that_may_not_be_aborted_stays(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    interrupted(s3, tar, store, 2)
+    s3.deny("AbortMultipartUpload")
+    result = publish(tar, store, part_size=2 * CHUNK_SIZE, memory=512 * MIB)
+    assert result.leftovers == ()  # it was continued
+    other = store.create_multipart_upload(LOCATION.prefix + "gone.bin")
+    key = f"{RECORDS}0123456789abcdef/00112233445566778899aabbccddeeff.json"
+    record = record_with(key=other.key, upload_id=other.upload_id, path="gone.bin")
+    s3.bucket(BUCKET).put(key, record)
+    assert publish(tar, store).leftovers != ()
+    assert key in s3.bucket(BUCKET)
+    (unfinished,) = find_unfinished(store, LOCATION)
+    s3.allow("AbortMultipartUpload")
+    assert drop(store, unfinished) == []
+    check_published(s3)
+
+
+def test_a_run_that_cannot_be_seen_is_not_called_stale(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    interrupted(s3, tar, store, 2)
+    s3.deny("ListMultipartUploadParts")
+    (unfinished,) = find_unfinished(store, LOCATION)
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30)
+    assert not unfinished.is_stale(later, datetime.timedelta(hours=24))
+    assert unfinished.is_stale(later, datetime.timedelta(0))
+
+
+def test_a_complete_whose_answer_was_lost_needs_no_abort(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.deny("AbortMultipartUpload")
+    s3.script(Fault("CompleteMultipartUpload", DropAfter(), occurrence=1))
+    assert publish(tar, store).leftovers == ()
+    check_published(s3)
+
+
+def test_records_and_manifests_that_arrive_damaged_are_sent_again(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    damaged = Status(400, "BadDigest")
+    s3.script(Fault("PutObject", damaged, key=LOCATION.manifest_key))
+    s3.script(Fault("PutObject", damaged, key=lambda key: key.endswith("/run.json")))
+    publish(tar, store)
+    check_published(s3)
+
+
+def test_a_store_that_lists_no_uploads_keeps_no_records(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    s3.script(Fault("ListMultipartUploads", Status(501), occurrence=None))
+    assert publish(tar, store).leftovers == ()
+    check_published(s3)
+
+
+def test_a_second_interruption_during_the_clean_up_tells_how_to_go_on_too(
+    s3: ScriptedS3, store: S3Store, tar: Path
+) -> None:
+    def report(event: Event) -> None:
+        if isinstance(event, Note) and event.text.startswith("stopping"):
+            raise KeyboardInterrupt
+
+    s3.script(Fault("UploadPart", Status(403), occurrence=2))
+    options = UploadOptions(memory=256 * MIB, cores=1, concurrency=1)
+    with contextlib.closing(TarFile(tar)) as source, pytest.raises(KeyboardInterrupt) as caught:
+        upload(source, store, LOCATION, options, report)
+    assert isinstance(caught.value.__context__, AccessDenied)
