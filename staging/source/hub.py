@@ -179,6 +179,7 @@ class Hub:
         """Call off what is still read ahead."""
         if self._scheduler is not None:
             self._scheduler.cancelled.set()
+        self._http.close()
 
 
 def resolve(http: HubHttp, location: HubLocation) -> str:
@@ -235,6 +236,7 @@ def _facts(entry: Mapping[str, object], what: str) -> tuple[str, int, str, bool]
     if (
         entry.get("type") == "file"
         and isinstance(name, str)
+        and not any("\ud800" <= character <= "\udfff" for character in name)
         and type(size) is int  # which True is not
         and 0 <= size <= MAX_FILE_SIZE
         and isinstance(digest, str)
@@ -249,7 +251,10 @@ def _next_cursor(headers: Mapping[str, str], what: str) -> str | None:
     for part in headers.get("link", "").split(","):
         target, _, parameters = part.partition(";")
         if _NEXT.search(parameters):
-            cursor = parse_qs(urlsplit(target.strip(" <>")).query).get("cursor")
+            try:
+                cursor = parse_qs(urlsplit(target.strip(" <>")).query).get("cursor")
+            except ValueError:
+                cursor = None
             if not cursor:
                 raise malformed(what, "has a next page that cannot be asked for")
             return cursor[0]

@@ -1,8 +1,9 @@
 """Requests to a Hub, and to the storage that it redirects to.
 
-Of huggingface_hub this uses the HTTP session, so that proxies and certificates set up for it hold here
-too, and none of its own calls: those look for a token on this machine, ask the public Hub about the
-calling program and cache the answer in HF_HOME, log what they retry, and wait as long as a server says.
+Proxies and certificates are those of the environment. Of huggingface_hub this uses what is set up for it,
+and neither its HTTP session, whose hooks log URLs, nor its own calls: those look for a token on this machine,
+ask the public Hub about the calling program and cache the answer in HF_HOME, log what they retry, and wait as
+long as a server says.
 
 Invariants: the token goes to the Hub's own origin and nowhere else, and is in no message; neither is the
 query of a storage URL, which is as good as a password (I13). Nothing is written to disk. A name of a
@@ -15,9 +16,11 @@ Not guaranteed: that the bytes are right; the digests that `HubFile` carries tel
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import re
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -57,7 +60,7 @@ _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LINK_SPENT: Final = frozenset({400, 401, 403, 404, 410})
 """How storage says that a signed URL has expired."""
 
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 _HINT_ACCESS: Final = (
@@ -130,6 +133,16 @@ class HubHttp:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not secrets
         self._clock = clock
         self._httpx, self._hub = _library()
+        # A client of our own: huggingface_hub's has hooks that log the URLs of requests, and write them
+        # to stderr when its debugging is on. Those of the storage are signed (I13).
+        for name in ("httpx2", "httpcore2", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._client = self._httpx.Client(follow_redirects=False, timeout=None)
+        weakref.finalize(self, self._client.close)
+
+    def close(self) -> None:
+        """Close connections. No request may follow."""
+        self._client.close()
 
     def read_into(
         self, file: HubFile, offset: int, view: memoryview, cancelled: Cancellation
@@ -253,6 +266,8 @@ class HubHttp:
         if_match: str | None = None,
     ) -> Iterator[httpx2.Response]:
         """Send a GET and follow redirects by hand; the token stays with the Hub."""
+        if self._hub.constants.HF_HUB_OFFLINE:
+            raise self._hub.errors.OfflineModeIsEnabled
         timeout = self._httpx.Timeout(self._read_timeout, connect=_CONNECT_TIMEOUT)
         for _ in range(_MAX_REDIRECTS + 1):
             sent = {**headers, "Accept-Encoding": "identity", "User-Agent": "checkpoint-staging"}
@@ -260,7 +275,7 @@ class HubHttp:
                 sent["If-Match"], if_match = if_match, None
             if self._token is not None and self._is_ours(url):
                 sent["Authorization"] = f"Bearer {self._token}"
-            with self._hub.get_session().stream(
+            with self._client.stream(
                 "GET", url, headers=sent, follow_redirects=False, timeout=timeout
             ) as response:
                 if file is not None and self._is_ours(url):
@@ -354,6 +369,7 @@ def _library() -> tuple[Any, Any]:
     try:
         import httpx2
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("httpx2", "huggingface_hub"):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import difflib
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 from staging.source.archive import changed
-from staging.store.store import Changed, Store
+from staging.store.store import Changed, ObjectInfo, Store
 from staging.transfer.ranges import read_range
 from staging.transfer.scheduler import Cancellation
 from staging.vocabulary.digest import HashFamily
@@ -21,8 +22,22 @@ from staging.vocabulary.errors import AccessDenied, NotFound, StagingError
 from staging.vocabulary.paths import why_unsafe
 from staging.vocabulary.redaction import one_line
 
+_MD5: Final = re.compile(r"[0-9a-f]{32}")
 _LISTED: Final = 1000
 """Entries of a prefix that are looked at to find the name that was meant."""
+
+
+def _identity(info: ObjectInfo, bucket: str, key: str) -> str | None:
+    """What names the bytes. A weak ETag names no version; the store refuses to read by one.
+
+    An ETag that looks like an MD5 is one, or is random where objects are encrypted. Others may be anything
+    that tells versions of one object apart, so the object's place goes with them.
+    """
+    if info.etag.startswith("W/"):
+        return None
+    place = HashFamily.BLAKE3.hash(f"{bucket}/{key}".encode()).hex()[:16]
+    alone = _MD5.fullmatch(info.etag) is not None
+    return f'"{info.etag}" {info.size}' + ("" if alone else f" {place}")
 
 
 class S3Archive:
@@ -59,10 +74,7 @@ class S3Archive:
         self._etag = info.etag
         self.size = info.size
         # A weak ETag names no version; the store refuses to read by one.
-        # Some stores' ETags are no digests: they tell versions of one object apart, and no more.
-        place = HashFamily.BLAKE3.hash(f"{store.bucket}/{key}".encode()).hex()[:16]
-        weak = info.etag.startswith("W/")
-        self.identity = None if weak else f'"{info.etag}" {info.size} {place}'
+        self.identity = _identity(info, store.bucket, key)
 
     def read_into(self, offset: int, view: memoryview) -> None:
         """Fill `view` with the bytes from `offset`, over broken connections."""

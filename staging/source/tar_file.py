@@ -99,8 +99,9 @@ class TarFile(IndexedTar):
         )
 
 
-def _version(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ino
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    # The time of the last change, too: the one of the last write can be set back.
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def _shown(path: Path) -> str:

@@ -30,7 +30,7 @@ from staging.vocabulary.errors import MalformedInput, StoreUnavailable
 _READ_BLOCK: Final = 256 * 1024  # bytes per read of a body: the most that a stalled one loses
 
 _STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]+"')
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 def open_web(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from staging.vocabulary.errors import StoreUnavailable, UsageError
@@ -58,6 +58,20 @@ def checked_addresses(
     return addresses
 
 
+_SPECIAL: Final = (ip_network("192.0.0.0/24"), ip_network("168.63.129.16/32"))
+"""Where some clouds have the services of their machines, in ranges that count as public."""
+
+
+def may_name(host: str) -> bool:
+    """False for a host that is no public one by its very name, which a proxy would not be asked about."""
+    if host.rstrip(".").lower() == "localhost" or host.rstrip(".").lower().endswith(".localhost"):
+        return False
+    try:
+        return is_public(host.strip("[]"))
+    except ValueError:
+        return True  # a name: whoever looks it up has to look at its addresses
+
+
 def is_public(text: str) -> bool:
     """True for an address of the public internet, also for the IPv4 address inside an IPv6 one."""
     address = ip_address(text.partition("%")[0])
@@ -67,6 +81,8 @@ def is_public(text: str) -> bool:
             address = inner
         elif address.is_site_local:
             return False
+    if any(address in network for network in _SPECIAL):
+        return False
     return address.is_global and not (
         address.is_multicast
         or address.is_reserved

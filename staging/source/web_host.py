@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from staging.source.web_address import Resolve, checked_addresses, look_up
+from staging.source.web_address import Resolve, checked_addresses, look_up, may_name
 from staging.source.web_url import WebUrl
 from staging.vocabulary.errors import StagingError, UsageError
 
@@ -125,6 +125,12 @@ class WebHost:
                 f"{url} is not encrypted: whoever is on the way could read and change it",
                 reference="url-scheme",
                 hint="ask for an https:// URL, or give --allow-http if the network is your own",
+            )
+        if not settings.allow_private_address and not may_name(url.host):
+            raise UsageError(
+                f"{url.host} is not an address of the public internet",
+                reference="url-address",
+                hint="if this is a server of your own network, give --allow-private-address",
             )
         self._url = url
         self._settings = settings

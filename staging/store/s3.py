@@ -111,6 +111,13 @@ class S3Store:
         more: dict[str, Any] = {}
         while True:
             answer = self._call("ListObjectsV2", None, Prefix=prefix, **more)
+            if "IsTruncated" not in answer:  # an empty answer must not pass for an empty bucket
+                raise StagingError(
+                    f"the listing of s3://{self._bucket}/{prefix} does not say whether it is whole",
+                    reference="request",
+                    hint="something between here and the store cuts answers, or it is no S3 store",
+                    side="store",
+                )
             for entry in answer.get("Contents", []):
                 yield _info(entry["Key"], entry, size=entry["Size"])
             if not answer.get("IsTruncated"):

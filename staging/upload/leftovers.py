@@ -65,9 +65,15 @@ def sweep(
 
 
 def drop_records(
-    store: Store, location: S3Location, uploads: Collection[MultipartUpload], token: str
+    store: Store,
+    location: S3Location,
+    uploads: Collection[MultipartUpload],
+    token: str,
+    keys: Collection[str],
 ) -> list[str]:
     """Delete the records of uploads that were aborted, and of their runs and the run `token` if done with.
+
+    Uploads at `keys` that were opened and never recorded are aborted.
 
     Returns what is left, described.
     """
@@ -75,6 +81,9 @@ def drop_records(
         found = read_runs(store, location, store.list_objects(runs_prefix(location)))
     except StagingError as error:
         return [f"s3://{store.bucket}/{runs_prefix(location)} ({error.reference})"]
+    left = abort_uploads(store, _orphans(store, location, found, keys))
+    if left:
+        return left
     gone = [record for record in found.records if record.record.upload in uploads]
     kept = {record.token for record in found.records if record.record.upload not in uploads}
     ours = {run_token(run) for run in found.runs if run_token(run).partition("-")[0] == token}

@@ -368,4 +368,5 @@ def _drop(
     left = abort_staged(store, open_ones)
     if left or not (uploads or records.begun):
         return left
-    return drop_records(store, location, uploads, records.token)
+    keys = {staged.key for staged in files}
+    return drop_records(store, location, uploads, records.token, keys)

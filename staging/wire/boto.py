@@ -40,6 +40,9 @@ from staging.wire.transport import CONNECT_TIMEOUT, READ_TIMEOUT, BodyReader
 from staging.wire.wire import Body, BodyBroken, WireError
 
 _MAX_ATTEMPTS: Final = 5
+_MOST_LOOKS: Final = 12
+"""Times botocore may ask for a bucket's region for one request: it asks again when redirected itself."""
+
 _DEFAULT_REGION: Final = "us-east-1"  # where S3 tells a bucket's real region from
 _RETRIES: Final = "retry-config-s3"  # botocore's name for its handler of retries
 _BUSY: Final = {
@@ -153,6 +156,7 @@ class BotoWire:
         self._client.close()
 
     def _perform(self, operation: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        self._here.looks = 0
         try:
             answer: Mapping[str, Any] = self._methods[operation](**parameters)
         except boto.ClientError as error:
@@ -202,8 +206,19 @@ class BotoWire:
 
         events.register("needs-retry.s3", needs_retry)
 
-    def _before_send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse | None:
+    def _before_send(
+        self, request: AWSPreparedRequest, event_name: str, **_: object
+    ) -> AWSResponse | None:
         """Wait for the request's turn and send it, or return None to have botocore send it."""
+        if event_name.endswith(".HeadBucket"):
+            self._here.looks += 1
+            if self._here.looks > _MOST_LOOKS:
+                raise WireError(
+                    "HeadBucket",
+                    "configuration",
+                    "Redirect",
+                    "the store redirects every request, and not to another region",
+                )
         context: dict[str, Any] = request.context  # type: ignore[attr-defined]  # newer than the stubs
         self._leave()
         self._here.slot = self.pace.enter(again=context["retries"]["attempt"] > 1)

@@ -140,6 +140,11 @@ class CrtTransport:
         return answer
 
 
+def _is_closed(error: BaseException | None) -> bool:
+    """True when the connection was closed, rather than used for what is no HTTP."""
+    return str(getattr(error, "name", "")).endswith("CLOSED")
+
+
 class _Kept:
     """A connection."""
 
@@ -231,7 +236,7 @@ class _Exchange:
             if head is not None:
                 break
             if done:
-                raise Closed(str(error), silent=True)
+                raise Closed(str(error), silent=_is_closed(error))
             waited = 0.0 if moved else waited + spent
             if waited >= READ_TIMEOUT:
                 raise TimedOut(f"no answer in {READ_TIMEOUT:.0f} seconds")
@@ -241,9 +246,13 @@ class _Exchange:
             except TooSlow as slow:
                 raise TimedOut(f"sending was too slow: {slow}") from slow
         status, headers = head
-        size = next(
-            (int(v) for n, v in headers if n.lower() == "content-length" and v.isdigit()), 0
-        )
+        given = {name.lower(): value for name, value in headers}
+        framed = "content-length" in given or "transfer-encoding" in given
+        if not framed and request.method != "HEAD" and status not in (204, 304):
+            # awscrt reads a body that only the connection's end delimits as none at all.
+            raise Closed("an answer without a length")
+        length = given.get("content-length", "")
+        size = int(length) if length.isdigit() else 0
         if request.streams and size:
             self._left = size
             self._meter = self._pace.meter("down", request.tag, size)

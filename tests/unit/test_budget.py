@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from functools import partial
@@ -126,20 +127,30 @@ def test_nothing_is_granted_after_calling_off() -> None:
         Budget(100).acquire(1, cancelled)
 
 
-def test_buffers_of_one_size_are_used_again() -> None:
-    budget, cancelled = Budget(100), Cancellation()
-    first, second = budget.acquire(50, cancelled), budget.acquire(50, cancelled)
+def test_large_buffers_of_one_size_are_used_again() -> None:
+    size = 1024 * 1024
+    budget, cancelled = Budget(2 * size), Cancellation()
+    first, second = budget.acquire(size, cancelled), budget.acquire(size, cancelled)
     budget.release(first)
     budget.release(second)
-    again = {id(budget.acquire(50, cancelled)) for _ in range(2)}
+    again = {id(budget.acquire(size, cancelled)) for _ in range(2)}
     assert again == {id(first), id(second)}
 
 
-def test_what_is_kept_for_reuse_makes_room_for_another_size() -> None:
+def test_a_lease_ends_however_its_block_ends() -> None:
     budget, cancelled = Budget(100), Cancellation()
-    for buffer in [budget.acquire(25, cancelled) for _ in range(4)]:
+    for _ in range(3):
+        with contextlib.suppress(KeyError), budget.lease(100, cancelled) as buffer:
+            assert len(buffer) == 100
+            raise KeyError
+
+
+def test_what_is_kept_for_reuse_makes_room_for_another_size() -> None:
+    budget, cancelled = Budget(4 * 512 * 1024), Cancellation()
+    for buffer in [budget.acquire(512 * 1024, cancelled) for _ in range(4)]:
         budget.release(buffer)
-    large = budget.acquire(90, cancelled)  # would wait forever if kept buffers counted as taken
-    assert len(large) == 90
+    # It would wait forever if kept buffers counted as taken.
+    large = budget.acquire(3 * 512 * 1024, cancelled)
+    assert len(large) == 3 * 512 * 1024
     budget.release(large)
-    assert len(budget.acquire(25, cancelled)) == 25
+    assert len(budget.acquire(512 * 1024, cancelled)) == 512 * 1024
