@@ -68,6 +68,7 @@ class Bench:
     deadline: float
     result: Result
     looks: bool
+    directions: Sequence[Direction]
 
     def run(self) -> None:
         """Measure everything. Raises WrongResult or CommandFailed at the first run that went wrong."""
@@ -82,6 +83,7 @@ class Bench:
             self.deadline,
             self.result,
             self.looks,
+            self.directions,
         )
         start._case(_START, self.deadline)
         for number, case in enumerate(self.cases):
@@ -92,14 +94,20 @@ class Bench:
         say(f"== {case.title}")
         comparison, server = self.comparison, self.comparison.server
         checkpoint = build(case, comparison.scratch, _SEED)
-        parts = 2 * len(_TRANSPORTS)  # of the case's time, for the rounds that follow
-        for done, transport in enumerate(_TRANSPORTS):
-            self._rounds(checkpoint, "upload", transport, until, parts - done)
-            self._look(checkpoint, "upload", transport, f"look-{transport}/")
-        if case.name == _MASKED_CASE:
+        parts = len(self.directions) * len(
+            _TRANSPORTS
+        )  # of the case's time, for the rounds that follow
+        if "upload" in self.directions:
+            for done, transport in enumerate(_TRANSPORTS):
+                self._rounds(checkpoint, "upload", transport, until, parts - done)
+                self._look(checkpoint, "upload", transport, f"look-{transport}/")
+        if case.name == _MASKED_CASE and "upload" in self.directions:
             self._masked(checkpoint)
         if case.name == self.cases[0].name:
             self._ceiling(checkpoint)
+        if "download" not in self.directions:
+            checkpoint.tar.unlink()
+            return
         stored = f"stored-{case.name}/"
         upload = next(c for c in comparison.contenders if c.name == OURS)
         job = comparison.job(checkpoint, "http", "keep", stored)
@@ -236,6 +244,14 @@ class Bench:
     type=click.Choice([case.name for case in CASES]),
     help="Only these.",
 )
+@click.option(
+    "--direction",
+    "directions",
+    multiple=True,
+    type=click.Choice(["upload", "download"]),
+    default=["upload", "download"],
+    help="Only this.",
+)
 @click.option("--only-ours", is_flag=True, help="Measure nobody else.")
 @click.option(
     "--scratch",
@@ -270,6 +286,7 @@ def main(
     rounds: int | None,
     minutes: float,
     names: tuple[str, ...],
+    directions: tuple[Direction, ...],
     only_ours: bool,
     scratch: Path | None,
     tools: Path | None,
@@ -302,6 +319,7 @@ def main(
                 minutes,
                 scratch,
                 looks=not quick,
+                directions=directions,
             )
         except (WrongResult, CommandFailed) as error:
             raise click.ClickException(str(error)) from error
@@ -326,6 +344,7 @@ def _measure(
     wanted: Path | None,
     *,
     looks: bool,
+    directions: Sequence[Direction],
 ) -> dict[str, Any]:
     begin = time.monotonic()
     room = 2 * max(case.weight_bytes for case in cases) + _ROOM
@@ -344,7 +363,7 @@ def _measure(
         with serving(scratch, certificate, key, cores) as server:
             comparison = Comparison(server, scratch, certificate, cores, field_, say)
             deadline = begin + minutes * 60
-            Bench(comparison, cases, rounds, deadline, result, looks).run()
+            Bench(comparison, cases, rounds, deadline, result, looks, directions).run()
     return {
         "schema": report.SCHEMA,
         "machine": machine.describe(),

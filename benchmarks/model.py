@@ -18,7 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-_ROUND_TRIPS_A_FILE: Final = 2
+_MULTIPART_FROM: Final = 5 * 1024 * 1024  # bytes; a smaller file is one request
+_ROUND_TRIPS_A_FILE: Final = 4
 """Create and Complete, beside the parts."""
 
 
@@ -69,7 +70,9 @@ class Estimate:
 def requests_for(files: int, size: int, part_size: int) -> int:
     """Requests of an upload of `files` equal files, without the handful for the checkpoint as a whole."""
     each = -(-size // files)
-    parts = max(1, -(-each // part_size))
+    if each < _MULTIPART_FROM:
+        return files
+    parts = -(-each // part_size)
     return files * (parts + _ROUND_TRIPS_A_FILE)
 
 

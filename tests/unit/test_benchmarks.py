@@ -315,9 +315,11 @@ def test_the_largest_term_decides(box: Box, limit: str, seconds: float) -> None:
 
 
 def test_requests_grow_with_files_and_parts() -> None:
-    assert requests_for(1, 100, 10) == 12
-    assert requests_for(10, 100, 10) == 30
-    assert requests_for(3, 0, 10) == 9
+    mib = 1024 * 1024
+    assert requests_for(1, 100 * mib, 16 * mib) == 7 + 4
+    assert requests_for(10, 100 * mib, 16 * mib) == 10 * (1 + 4)
+    assert requests_for(10, 100, 10) == 10
+    assert requests_for(3, 0, 10) == 3
 
 
 def run_of(contender: str, number: int, wall: float, **more: Any) -> dict[str, Any]:
