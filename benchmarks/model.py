@@ -20,7 +20,7 @@ from typing import Final
 
 _MULTIPART_FROM: Final = 5 * 1024 * 1024  # bytes; a smaller file is one request
 _ROUND_TRIPS_A_FILE: Final = 4
-"""Create and Complete, beside the parts."""
+"""Create and Complete, and a record that is written and deleted, beside the parts."""
 
 
 @dataclass(frozen=True, slots=True)
