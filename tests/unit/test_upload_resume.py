@@ -720,6 +720,7 @@ def test_an_interruption_during_the_clean_up_loses_nothing(
     s3: ScriptedS3, store: S3Store, tar: Path
 ) -> None:
     """It ends before it is known what is kept, so no line says so; the next run goes on all the same."""
+
     def report(event: Event) -> None:
         if isinstance(event, Note) and event.text.startswith("stopping"):
             raise KeyboardInterrupt
