@@ -4,60 +4,56 @@ Layout: a little-endian 64-bit length, that many bytes of JSON, then the tensors
 tensors must tile the data without hole or overlap, header and file size together tell a truncated
 file from a whole one; no weight is read.
 
-Invariants: nothing passes that the safetensors library (0.8) refuses; some of what it takes is refused,
-where two readers could differ: duplicate names, unknown fields, space in front of the JSON. The
-header's length is checked against the cap and the file's size before it is read (I11); parsing a hostile
-one takes up to some thirty times its length in memory.
+Invariants: nothing passes that the safetensors library (0.8) refuses. What it takes and this module refuses
+is exactly `DIFFERENCES`: what its own specification forbids, what two readers could read as two documents,
+and sizes that no checkpoint has. The header's length is checked against the cap and the file's size before
+it is read (I11); the JSON is scanned in place, without a tree of it: a hostile header takes at most some
+twenty times its length in memory, and one of 100 MB less than 800 MB in all.
 Not guaranteed: that the data is right, only that it is as long as it must be.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from staging.formats.safetensors_json import (
+    DIFFERENCES,
+    DTYPE_BITS,
+    MAX_DIMENSIONS,
+    MAX_NAMES,
+    MAX_STRING_BYTES,
+    SafetensorsError,
+    Tensor,
+    scan,
+    shown,
+)
 from staging.formats.stranger import SAFETENSORS, SNIFF_BYTES, recognise
-from staging.vocabulary import strict_json
 from staging.vocabulary.digest import Bytes
 from staging.vocabulary.read_at import ReadAt
+
+__all__ = [
+    "DIFFERENCES",
+    "DTYPE_BITS",
+    "MAX_DIMENSIONS",
+    "MAX_HEADER_BYTES",
+    "MAX_NAMES",
+    "MAX_STRING_BYTES",
+    "HeaderCapture",
+    "SafetensorsError",
+    "SafetensorsHeader",
+    "Tensor",
+    "Totals",
+    "parse_header",
+    "read_header",
+    "total",
+]
 
 MAX_HEADER_BYTES: Final = 100_000_000
 """Longest JSON header, in bytes: the library's own limit."""
 
-DTYPE_BITS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("F4",), 4),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    **dict.fromkeys(("BOOL", "U8", "I8"), 8),
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}
-"""Bits of one element of each type the library knows."""
-
 _LENGTH_BYTES: Final = 8
-_MAX_U64: Final = 2**64 - 1
-_FIELDS: Final = {"dtype", "shape", "data_offsets"}
-
-
-class SafetensorsError(ValueError):
-    """Why a file is no whole safetensors file; `reason` says it in a few words."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor. `start` and `end` are in bytes from the start of the data, behind the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +68,33 @@ class SafetensorsHeader:
     def data_offset(self) -> int:
         """Offset in bytes of the first tensor's data in the file."""
         return _LENGTH_BYTES + self.header_size
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is in some files together: tensors, elements, and bytes of data without headers.
+
+    `dtypes` has the bytes of each type that occurs, the largest first. Elements are parameters unless
+    weights are packed: eight 4-bit weights in one I32 count as one element.
+    """
+
+    tensors: int
+    elements: int
+    data_bytes: int
+    dtypes: Mapping[str, int]
+
+
+def total(headers: Iterable[SafetensorsHeader]) -> Totals:
+    """Add up what files hold."""
+    tensors = elements = 0
+    dtypes: dict[str, int] = {}
+    for header in headers:
+        tensors += len(header.tensors)
+        for tensor in header.tensors.values():
+            elements += tensor.elements
+            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + tensor.end - tensor.start
+    largest_first = sorted(dtypes.items(), key=lambda item: (-item[1], item[0]))
+    return Totals(tensors, elements, sum(dtypes.values()), dict(largest_first))
 
 
 def read_header(source: ReadAt) -> SafetensorsHeader:
@@ -136,43 +159,18 @@ class HeaderCapture:
         try:
             end = _LENGTH_BYTES + _header_length(self._held, self._size)
             if end <= len(self._held):
-                self._outcome = parse_header(bytes(self._held[_LENGTH_BYTES:end]), self._size)
+                self._outcome = _parse(self._held, _LENGTH_BYTES, end, self._size)
         except SafetensorsError as error:
-            self._outcome = error
+            self._outcome = error.with_traceback(None)  # its frames would hold on to the header
         else:
             self._needed = end
         if self._outcome is not None:
-            self._held.clear()
+            self._held = bytearray()
 
 
 def parse_header(data: bytes, size: int) -> SafetensorsHeader:
     """Read the JSON header of a file of `size` bytes. Raises SafetensorsError."""
-    if not data.startswith(b"{"):
-        raise SafetensorsError("its header is not a JSON object")
-    try:
-        document = strict_json.loads(data, limit=MAX_HEADER_BYTES)
-        if b"-0" in data:  # zero for this decoder, no integer for others
-            json.loads(data, parse_int=_not_minus_zero)
-    except ValueError as error:
-        raise SafetensorsError(f"its header is not valid JSON: {str(error)[:200]}") from error
-    metadata = document.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise SafetensorsError("its metadata are not strings")
-    tensors = {name: _tensor(name, fields) for name, fields in document.items()}
-    end = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
-        if tensor.start != end:
-            what = "overlaps with" if tensor.start < end else "leaves a hole behind"
-            raise SafetensorsError(f"the data of tensor {_shown(name)} {what} the tensor before it")
-        end = tensor.end
-    expected = _LENGTH_BYTES + len(data) + end
-    if size < expected:
-        raise SafetensorsError(
-            f"it is truncated: it has {size} bytes, its header calls for {expected}"
-        )
-    if size > expected:
-        raise SafetensorsError(f"it has {size} bytes, its header only calls for {expected}")
-    return SafetensorsHeader(tensors, metadata, len(data))
+    return _parse(data, 0, len(data), size)
 
 
 def _header_length(start: bytes | bytearray, size: int) -> int:
@@ -194,39 +192,28 @@ def _header_length(start: bytes | bytearray, size: int) -> int:
     raise SafetensorsError(f"it is {stranger.name}, not a safetensors file")
 
 
-def _tensor(name: str, fields: object) -> Tensor:
-    if not isinstance(fields, dict) or set(fields) != _FIELDS:
-        raise SafetensorsError(f"tensor {_shown(name)} does not have exactly {sorted(_FIELDS)}")
-    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise SafetensorsError(f"tensor {_shown(name)} is of the unknown type {str(dtype)[:40]!r}")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise SafetensorsError(f"tensor {_shown(name)} has an impossible shape or place")
-    start, end = offsets
-    count = 1
-    for dimension in shape:
-        count *= dimension
-        if count > _MAX_U64:  # also where a later dimension is 0: the library stops here
-            raise SafetensorsError(f"tensor {_shown(name)} has an impossible shape or place")
-    bits = count * DTYPE_BITS[dtype]
-    if bits > _MAX_U64 or bits % 8 or end - start != bits // 8:
+def _parse(data: bytes | bytearray, start: int, end: int, size: int) -> SafetensorsHeader:
+    """Read the header between two offsets of `data` and hold it against the file's size."""
+    tensors, metadata = scan(data, start, end)
+    last = _check_tiles(tensors)
+    length = end - start
+    expected = _LENGTH_BYTES + length + last
+    if size < expected:
         raise SafetensorsError(
-            f"tensor {_shown(name)} has {end - start} bytes, its type and shape call for {bits} bits"
+            f"it is truncated: it has {size} bytes, its header calls for {expected}"
         )
-    return Tensor(dtype, tuple(shape), start, end)
+    if size > expected:
+        raise SafetensorsError(f"it has {size} bytes, its header only calls for {expected}")
+    return SafetensorsHeader(tensors, metadata, length)
 
 
-def _are_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(
-        type(number) is int and 0 <= number <= _MAX_U64 for number in value
-    )
-
-
-def _not_minus_zero(text: str) -> int:
-    if text == "-0":
-        raise ValueError("-0 is not an integer")
-    return int(text)
-
-
-def _shown(name: str) -> str:
-    return repr(name[:100])
+def _check_tiles(tensors: Mapping[str, Tensor]) -> int:
+    """Where the data end, in bytes. Raises SafetensorsError when the tensors do not tile them."""
+    end = 0
+    for name in sorted(tensors, key=lambda name: (tensors[name].start, tensors[name].end)):
+        tensor = tensors[name]
+        if tensor.start != end:
+            what = "overlaps with" if tensor.start < end else "leaves a hole behind"
+            raise SafetensorsError(f"the data of tensor {shown(name)} {what} the tensor before it")
+        end = tensor.end
+    return end

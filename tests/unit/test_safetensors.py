@@ -17,7 +17,9 @@ from staging.formats.safetensors import (
     SafetensorsError,
     SafetensorsHeader,
     Tensor,
+    Totals,
     read_header,
+    total,
 )
 from staging.vocabulary.read_at import BytesAt
 from tests.support.tensors import BROKEN, SMALL, framed, safetensors_file
@@ -192,3 +194,16 @@ def test_every_cut_is_found() -> None:
     for length in range(len(SMALL)):
         with pytest.raises(SafetensorsError):
             read_header(BytesAt(SMALL[:length]))
+
+
+def test_totals() -> None:
+    packed = safetensors_file({"w": ("F4", [3, 4], bytes(6)), "s": ("F32", [], bytes(4))})
+    headers = [read_header(BytesAt(data)) for data in (SMALL, packed)]
+    assert total(headers) == Totals(
+        tensors=5,
+        elements=6 + 1 + 0 + 12 + 1,
+        data_bytes=26,
+        dtypes={"BF16": 12, "F32": 8, "F4": 6, "I8": 0},
+    )
+    assert list(total(headers).dtypes) == ["BF16", "F32", "F4", "I8"]
+    assert total([]) == Totals(tensors=0, elements=0, data_bytes=0, dtypes={})
