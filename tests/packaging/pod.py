@@ -79,6 +79,13 @@ def locked_names() -> list[str]:
     return [line.name for line in lines if line.marker is None or line.marker.evaluate()]
 
 
+def kept_services() -> set[str]:
+    """The services whose descriptions stay in the image's SDK."""
+    (run, *_) = Dockerfile.read().stages[0].all("RUN")
+    (command,) = (words for words in run.commands() if any("botocore" in word for word in words))
+    return set(command[command.index("-c") + 2 :])
+
+
 def make_pod(directory: Path, wheel: Path) -> Path:
     """The image's virtual environment, at `directory`."""
     venv.create(directory, symlinks=True, with_pip=False)
@@ -90,6 +97,10 @@ def make_pod(directory: Path, wheel: Path) -> Path:
             if ".." not in file.parts and source.exists():  # scripts lie outside
                 (site / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, site / file)
+    services = kept_services()
+    for path in (site / "botocore/data").iterdir():
+        if path.is_dir() and path.name not in services:
+            shutil.rmtree(path)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     packages = [str(site / name) for name in ("staging", "downloader")]

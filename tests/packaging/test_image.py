@@ -17,7 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from staging import __version__
 from tests.packaging.dockerfile import ROOT, Dockerfile, Instruction
+from tests.packaging.pod import kept_services
 
 VENV = "/opt/model-downloader"
 
@@ -149,6 +151,11 @@ def test_every_run_makes_files_that_any_user_can_read(dockerfile: Dockerfile) ->
         assert run.commands()[:2] == [["set", "-eu"], ["umask", "022"]]
 
 
+def test_sdk_keeps_s3_and_all_that_finds_credentials() -> None:
+    # credentials of its chain come from these: roles of service accounts, SSO, `aws login`
+    assert kept_services() == {"s3", "sts", "sso", "sso-oidc", "signin"}
+
+
 def test_no_host_is_named() -> None:
     for name in ("Dockerfile.downloader", ".dockerignore", "scripts/image"):
         text = (ROOT / name).read_text()
@@ -264,7 +271,10 @@ def test_first_engine_that_works_is_used(
         add_engine(engines, name, works=False)
     process = image(engines)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[:2] == [chosen, "build"]
+    words = process.stdout.splitlines()
+    assert words[:2] == [chosen, "build"]
+    assert words[words.index("--tag") + 1] == f"model-downloader:{__version__}"
+    assert f"org.opencontainers.image.version={__version__}" in words
 
 
 def test_without_an_engine_there_is_a_hint(engines: Path) -> None:

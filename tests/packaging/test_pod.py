@@ -16,6 +16,7 @@ import pytest
 
 from staging.vocabulary import crc64
 from tests.packaging.dockerfile import ROOT
+from tests.packaging.manifests import containers
 from tests.packaging.pod import (
     Box,
     Ended,
@@ -25,16 +26,17 @@ from tests.packaging.pod import (
     build_wheel,
     entry_point,
     image_environment,
+    kept_services,
     make_pod,
 )
-from tests.support.checkpoints import manifest_of, random_bytes
+from tests.support.checkpoints import manifest_of, weights
 from tests.support.s3server import ScriptedS3
 from tests.support.stores import s3_store
 
 URI = "s3://models/checkpoints/tiny/"
 FILES = {
     "config.json": b'{"model_type": "tiny"}',
-    "model.safetensors": random_bytes(300_000, 1),
+    "model.safetensors": weights(300_000, 1),
     "modeling_tiny.py": b"raise SystemExit('a checkpoint is data')\n",
     "tokenizer/vocab.json": b"{}",
 }
@@ -121,7 +123,7 @@ def test_wheel_holds_the_two_packages_their_types_and_the_licence(wheel: Path) -
         if path.suffix == ".py"
     }
     code = {name for name in names if not name.startswith(info) and not name.endswith("py.typed")}
-    assert code == sources
+    assert code == sources | {"staging/layout/gpus.json"}
 
 
 def test_pod_lacks_what_only_the_staging_box_has(pod: Path) -> None:
@@ -129,6 +131,17 @@ def test_pod_lacks_what_only_the_staging_box_has(pod: Path) -> None:
     for name in ("awscrt", "tqdm", "pip", "setuptools", "hatchling", "tests"):
         process = subprocess.run([python, "-I", "-c", f"import {name}"], capture_output=True)
         assert b"ModuleNotFoundError" in process.stderr, name
+
+
+def test_sdk_of_the_pod_has_what_s3_and_credentials_need(pod: Path) -> None:
+    make = (
+        "import botocore.session as b, sys; s = b.Session();"
+        " [s.create_client(name, region_name='eu-west-1') for name in sys.argv[1:]]"
+    )
+    command = [str(pod / "bin/python3"), "-I", "-c", make]
+    subprocess.run([*command, *kept_services()], check=True)
+    process = subprocess.run([*command, "ec2"], capture_output=True, text=True, check=False)
+    assert "UnknownServiceError" in process.stderr
 
 
 # What it does
@@ -143,14 +156,14 @@ def test_help(runner: Runner) -> None:
 def test_wrong_usage(runner: Runner) -> None:
     end = ended(runner.start(URI, environment={}))
     assert (end.code, end.out) == (2, "")
-    assert end.err.startswith("error: ")
+    assert end.err.startswith("ERROR exit=2 ")
 
 
 def test_misspelled_prefix(runner: Runner, store: ScriptedS3) -> None:
     order = ("s3://models/checkpoints/tin/", f"{runner.inside}/tiny")
     end = ended(runner.start(*order, environment=settings(store)))
     assert (end.code, end.out) == (10, "")
-    assert "[prefix-empty]" in end.err
+    assert "\nERROR exit=10 prefix-empty " in end.err
     assert not is_ready(runner.models / "tiny")
 
 
@@ -166,6 +179,71 @@ def test_download_next_start_and_verification(runner: Runner, store: ScriptedS3)
     assert {path: (runner.models / "tiny" / path).read_bytes() for path in FILES} == FILES
     end = ended(runner.start("verify", "--level", "digest", tiny, environment={}))
     assert end.code == 0, end.err
+
+
+# As deploy/ starts it
+
+
+def as_deployed(file: str) -> tuple[list[str], dict[str, str]]:
+    """Arguments and environment of `model-downloader` in a workload, for the checkpoint of `store`."""
+    (container,) = (
+        each
+        for each in containers()
+        if (each.file, each.spec["name"]) == (file, "model-downloader")
+    )
+    filled = {"MODEL_URI": URI, "MODEL_EXPECT_ID": manifest_of(FILES).id}
+    return container.spec.get("args", []), {**container.environment(), **filled}
+
+
+@pytest.fixture
+def deployed(pod: Path, tmp_path: Path) -> Box:
+    """The box with the user of deploy/."""
+    if reason := Box.refusal():
+        pytest.skip(reason)
+    (tmp_path / "models").mkdir()
+    return Box(pod, tmp_path / "models", tmp_path / "root", "10003:10003")
+
+
+def test_deployment(deployed: Box, store: ScriptedS3) -> None:
+    arguments, environment = as_deployed("deployment.yaml")
+    end = ended(deployed.start(*arguments, environment={**settings(store), **environment}))
+    assert end.code == 0, end.err
+    served = deployed.models / "laguna-xs"
+    assert environment["MODEL_DIR"] == "/models/laguna-xs"
+    assert is_ready(served)
+    assert {path: (served / path).read_bytes() for path in FILES} == FILES
+
+
+def test_preflight_changes_nothing_and_ends_as_the_download_would(
+    deployed: Box, store: ScriptedS3
+) -> None:
+    arguments, environment = as_deployed("preflight-job.yaml")
+    environment |= settings(store)
+    end = ended(deployed.start(*arguments, environment=environment))
+    assert end.code == 0, end.err
+    assert list(deployed.models.iterdir()) == []
+    wrong = environment | {"MODEL_EXPECT_ID": f"sha256:{'0' * 64}"}
+    for words in (arguments, []):
+        end = ended(deployed.start(*words, environment=wrong))
+        assert end.code == 11, end.err
+    assert not is_ready(deployed.models / "laguna-xs")
+
+
+def test_deployment_with_a_cache(pod: Path, store: ScriptedS3, tmp_path: Path) -> None:
+    """Two volumes beside each other, as in the pod: the link leads from the one into the other."""
+    for volume in ("cache", "models"):
+        (tmp_path / volume).mkdir()
+    arguments, environment = as_deployed("deployment-cache.yaml")
+    assert (environment["MODEL_CACHE"], environment["MODEL_DIR"]) == ("/cache", "/models/laguna-xs")
+    for name in ("MODEL_CACHE", "MODEL_DIR"):
+        environment[name] = f"{tmp_path}{environment[name]}"
+    runner = Plain(pod, tmp_path / "models")
+    end = ended(runner.start(*arguments, environment={**settings(store), **environment}))
+    assert end.code == 0, end.err
+    link = tmp_path / "models/laguna-xs"
+    assert not link.readlink().is_absolute()
+    assert link.resolve().parent == tmp_path / "cache"
+    assert {path: (link / path).read_bytes() for path in FILES} == FILES
 
 
 # When it is told to end
