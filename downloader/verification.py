@@ -23,7 +23,7 @@ from staging.verify import Level
     "--expect-id", envvar="MODEL_EXPECT_ID", metavar="sha256:...", help="Id it must have."
 )
 @memory_option("MODEL")
-@common_options("MODEL")
+@common_options("MODEL", unattended=True)
 def verify(
     common: Common, *, directory: str, level: str, expect_id: str | None, memory: int
 ) -> None:

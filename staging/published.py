@@ -130,7 +130,9 @@ def explain_absence(store: Store, location: S3Location) -> NotFound:
             location,
             "not-published",
             f"it holds {count} but no {MANIFEST_NAME}",
-            "publish with `staging upload`; objects copied by other tools carry no proof",
+            f"when the copy is whole, `staging adopt {shlex.quote(str(location))}` reads it through and"
+            " publishes it where it is, `staging upload` publishes it anew, and"
+            " `model-downloader --unverified allow` fetches it without proof",
         )
     if inner:
         return _not_found(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,18 +13,20 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 import click
 
 from staging import __version__
-from staging.cli.progress import reporting
+from staging.cli.progress import Emit, reporting
 from staging.cli.quantity import Size
+from staging.cli.traffic import Traffic
 from staging.store.s3 import S3Store
 from staging.store.settings import ENCRYPTIONS, Encryption, S3Settings
 from staging.transfer.memory import default_budget
-from staging.vocabulary.errors import UsageError
+from staging.vocabulary.errors import StagingError, UsageError
 from staging.vocabulary.events import Reporter
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.redaction import one_line
 
 if TYPE_CHECKING:  # the SDK: slow to import, not always needed
     from staging.wire.boto import BotoWire, Connection
+    from staging.wire.identity import Principal
 
 DISTRIBUTION: Final = "checkpoint-staging"
 CONTEXT: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -76,13 +79,22 @@ class Common:
     as_json: bool
 
     def store(
-        self, location: S3Location, *, connections: int = 10, writing: Writing | None = None
+        self,
+        location: S3Location,
+        *,
+        connections: int = 10,
+        writing: Writing | None = None,
+        traffic: Traffic | None = None,
     ) -> S3Store:
         """The bucket of a location, over as many connections as are used at once.
 
-        `writing` is how objects are to be stored that get created. Raises UsageError.
+        `writing` is how objects are to be stored that get created; `traffic` is told of what goes to and
+        fro. Raises UsageError.
         """
-        return S3Store(self.wire(connections), location.bucket, self.settings(writing))
+        wire = self.wire(connections)
+        if traffic is not None:
+            traffic.watch(wire.pace, lambda: wire.region)
+        return S3Store(wire, location.bucket, self.settings(writing))
 
     def settings(self, writing: Writing | None = None) -> S3Settings:
         """What these options put on requests. Raises UsageError."""
@@ -123,16 +135,41 @@ class Common:
             sign_payload=self.sign_payload,
         )
 
-    def reporting(self) -> AbstractContextManager[Reporter]:
-        """The reporter these options ask for."""
-        return reporting(quiet=self.quiet, verbose=self.verbose, bar=not self.no_progress)
+    def principal(self) -> Principal:
+        """Who the requests come from. Raises AccessDenied when that is not who the environment names."""
+        from staging.wire.identity import principal
+        from staging.wire.web_identity import Offered
+
+        return principal(self.connection(), Offered.of(os.environ))
+
+    def explained(self, error: StagingError) -> StagingError:
+        """The error, or a better one when it was STS that refused to give credentials."""
+        from staging.wire.web_identity import Offered, explained
+
+        return explained(error, Offered.of(os.environ), now=time.time())
+
+    def reporting(
+        self, *, emit: Emit | None = None, traffic: Traffic | None = None, bar: bool = True
+    ) -> AbstractContextManager[Reporter]:
+        """The reporter these options ask for; see `staging.cli.progress.reporting`."""
+        return reporting(
+            quiet=self.quiet,
+            verbose=self.verbose,
+            bar=bar and not self.no_progress,
+            emit=emit,
+            traffic=traffic,
+        )
 
 
-def common_options(twin: str) -> Callable[[F], F]:
+def common_options(twin: str, *, unattended: bool = False) -> Callable[[F], F]:
     """Add the common options to a command, which gets them as its first argument, a `Common`.
 
-    `twin` is the prefix of the environment variables that stand in for options.
+    `twin` is the prefix of the environment variables that stand in for options. What a program prints has
+    them only where it is `unattended`: started by something that knows no other way to say it.
     """
+
+    def printing(name: str) -> list[str]:
+        return [f"{twin}_{name}"] if unattended else []
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
@@ -205,12 +242,31 @@ def common_options(twin: str) -> Callable[[F], F]:
                     help="Pay for requests to a bucket of another account that asks for it.",
                 ),
                 click.option(
-                    "--no-progress", is_flag=True, help="Lines instead of a progress bar."
+                    "--no-progress",
+                    is_flag=True,
+                    envvar=printing("NO_PROGRESS"),
+                    help="Lines instead of a progress bar.",
                 ),
-                click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors."),
-                click.option("-v", "--verbose", is_flag=True, help="A line for each file."),
                 click.option(
-                    "--json", "as_json", is_flag=True, help="One JSON document on stdout."
+                    "-q",
+                    "--quiet",
+                    is_flag=True,
+                    envvar=printing("QUIET"),
+                    help="Only warnings and errors.",
+                ),
+                click.option(
+                    "-v",
+                    "--verbose",
+                    is_flag=True,
+                    envvar=printing("VERBOSE"),
+                    help="A line for each file.",
+                ),
+                click.option(
+                    "--json",
+                    "as_json",
+                    is_flag=True,
+                    envvar=printing("JSON"),
+                    help="One JSON document on stdout.",
                 ),
             ]
         ):

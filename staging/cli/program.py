@@ -2,6 +2,7 @@
 
 Results go to stdout, everything else to stderr. With `--json` stdout gets exactly one document, on
 failure too. The first signal asks the work to stop and clean up, the second one ends the process at once.
+How a failure is worded is an `Ending`, so that a program that nobody watches can say it its own way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Final
 import click
 
 from staging.cli.streams import say, settle_stderr
-from staging.vocabulary.errors import Interrupted, StagingError
+from staging.vocabulary.errors import Interrupted, StagingError, UsageError
 from staging.vocabulary.redaction import one_line
 
 JSON_SCHEMA: Final = "checkpoint-staging/1"
@@ -27,7 +28,7 @@ JSON_SCHEMA: Final = "checkpoint-staging/1"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class _Signalled(BaseException):
+class Signalled(BaseException):
     """Unwinds the main thread from wherever the signal met it.
 
     No Exception: the SDK takes those for failures of the connection and repeats the request.
@@ -39,17 +40,53 @@ class _Signalled(BaseException):
         self.document: dict[str, Any] = {}
 
 
-def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -> int:
-    """Run a click command and return the exit code. The one handler of errors of a program."""
-    _fill_standard_streams()
+class Ending:
+    """How a program tells that it failed: a line and a hint on stderr, and the document on stdout."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def tell(self, error: StagingError) -> None:
+        """Tell of the error that ends the program."""
+        if self.as_json:
+            print_json({**error.document, "error": describe(error)})
+        self.say(error)
+
+    def say(self, error: StagingError) -> None:
+        """Tell people, on stderr."""
+        say(error_line(error))
+        if error.hint:
+            say(f"hint: {one_line(error.hint)}")
+        for note in notes(error):
+            say(note)
+
+    def trace(self, lines: str) -> None:
+        """Show where a defect was met."""
+        say(lines)
+
+
+def run(
+    command: click.Command,
+    arguments: Sequence[str] | None,
+    *,
+    name: str,
+    ending: Ending | None = None,
+    context: object = None,
+) -> int:
+    """Run a click command and return the exit code. The one handler of errors of a program.
+
+    `context` is what the command gets by `click.pass_obj`.
+    """
+    fill_standard_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    as_json = "--json" in given
+    if ending is None:
+        ending = Ending(as_json="--json" in given)
     try:
         handle_signals()
-        return _run(command, given, name=name, as_json=as_json)
-    except _Signalled as signalled:
-        interrupted = _interruption(signalled)
-        _tell(interrupted, as_json=as_json)
+        return _run(command, given, name=name, ending=ending, context=context)
+    except Signalled as signalled:
+        interrupted = interruption(signalled)
+        ending.tell(interrupted)
         return interrupted.code
     except BrokenPipeError:
         # Whoever read our results has gone; the interpreter must not fail again while flushing.
@@ -59,17 +96,20 @@ def run(command: click.Command, arguments: Sequence[str] | None, *, name: str) -
         settle_stderr()
 
 
-def _run(command: click.Command, given: Sequence[str], *, name: str, as_json: bool) -> int:
+def _run(
+    command: click.Command, given: Sequence[str], *, name: str, ending: Ending, context: object
+) -> int:
     try:
-        command.main(list(given), prog_name=name, standalone_mode=False)
+        command.main(list(given), prog_name=name, standalone_mode=False, obj=context)
     except StagingError as error:
-        _tell(error, as_json=as_json)
+        ending.tell(error)
         return error.code
     except click.exceptions.Exit as error:
         return int(error.exit_code)
     except click.ClickException as error:
-        _tell_usage(error, name, as_json=as_json)
-        return error.exit_code
+        misused = _misuse(error, name)
+        ending.tell(misused)
+        return misused.code
     except click.Abort:
         return 130
     except BrokenPipeError:  # no defect
@@ -80,13 +120,13 @@ def _run(command: click.Command, given: Sequence[str], *, name: str, as_json: bo
             reference="unexpected",
             hint="this is a defect: report it with the lines above",
         )
-        say(traceback.format_exc())
-        _tell(unexpected, as_json=as_json)
+        ending.trace(traceback.format_exc())
+        ending.tell(unexpected)
         return unexpected.code
     return 0
 
 
-def _fill_standard_streams() -> None:
+def fill_standard_streams() -> None:
     """Replace standard streams that were closed by ones that lead nowhere.
 
     Otherwise the next file that is opened takes the descriptor, and messages end up in it.
@@ -109,7 +149,7 @@ def handle_signals() -> None:
     """
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -125,7 +165,7 @@ def describe(error: StagingError) -> dict[str, Any]:
         "side": error.side,
         "message": one_line(error.message),
         "hint": one_line(error.hint) if error.hint is not None else None,
-        "notes": _notes(error),
+        "notes": notes(error),
     }
 
 
@@ -135,27 +175,32 @@ def error_line(error: StagingError) -> str:
     return f"error: {side}{one_line(error.message)} [{error.reference}]"
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal that asks the program to end, or the alarm of a deadline: the first one."""
+    signal.setitimer(
+        signal.ITIMER_REAL, 0
+    )  # a deadline that passes from here on has nothing to end
     for again in _SIGNALS:
         if signal.getsignal(again) is not signal.SIG_IGN:
             signal.signal(again, _exit_now)
-    raise _Signalled(number)
+    raise Signalled(number)
 
 
-def _interruption(signalled: _Signalled) -> Interrupted:
+def interruption(signalled: Signalled) -> Interrupted:
+    """The error that says that a signal ended the work."""
     interrupted = Interrupted(
         f"interrupted by {signal.Signals(signalled.number).name}",
         signal_number=signalled.number,
         hint="run the same command again to go on",
     )
     interrupted.document = signalled.document
-    for note in _notes(signalled):
+    for note in notes(signalled):
         interrupted.add_note(note)
     return interrupted
 
 
-def _notes(error: BaseException) -> list[str]:
-    """What the work that was stopped has left, and how to go on: the last lines that people read."""
+def notes(error: BaseException) -> list[str]:
+    """The last lines that people read: further findings, what was left behind, how to go on."""
     return [one_line(note) for note in getattr(error, "__notes__", ())]
 
 
@@ -163,32 +208,11 @@ def _exit_now(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _tell(error: StagingError, *, as_json: bool) -> None:
-    if as_json:
-        print_json({**error.document, "error": describe(error)})
-    say(error_line(error))
-    if error.hint:
-        say(f"hint: {one_line(error.hint)}")
-    for note in _notes(error):
-        say(note)
-
-
-def _tell_usage(error: click.ClickException, name: str, *, as_json: bool) -> None:
+def _misuse(error: click.ClickException, name: str) -> UsageError:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else name
-    message = one_line(error.format_message())
-    if as_json:
-        print_json(
-            {
-                "error": {
-                    "code": error.exit_code,
-                    "reference": "usage",
-                    "side": None,
-                    "message": message,
-                    "hint": f"{path} --help",
-                    "notes": [],
-                }
-            }
-        )
-    say(f"error: {message} [usage]")
-    say(f"hint: `{path} --help` shows the usage")
+    return UsageError(
+        one_line(error.format_message()),
+        reference="usage",
+        hint=f"`{path} --help` shows the usage",
+    )

@@ -13,126 +13,274 @@ import datetime
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TextIO
+from typing import Any, Final, Literal, Protocol, TextIO
 
 from staging.cli import quantity
 from staging.cli.streams import UNHEARD
-from staging.vocabulary.events import Event, FileDone, Moved, Note, Reporter, Started
+from staging.cli.traffic import Traffic
+from staging.vocabulary.events import Event, FileDone, Moved, Note, Reporter, Started, Waiting
 from staging.vocabulary.redaction import one_line
+
+Level = Literal["INFO", "WARNING", "ERROR"]
 
 HEARTBEAT: Final = 10.0
 """Seconds between two lines of progress off a terminal."""
 
+_MARKS: Final = 4  # heartbeats over which a rate is taken: the last half minute
+_PATIENCE: Final = 1.0  # seconds for the heartbeat to end: its line may go to a pipe nobody reads
+
+
+class Emit(Protocol):
+    """Shows one line of a log: as text, or as the fields that the text was made of. Never raises."""
+
+    def __call__(self, level: Level, event: str, text: str, **fields: object) -> None:
+        """Show a line. `event` names its kind for programs, `text` is for people."""
+        ...
+
 
 @contextmanager
 def reporting(
-    *, quiet: bool, verbose: bool, bar: bool, stream: TextIO | None = None
+    *,
+    quiet: bool,
+    verbose: bool,
+    bar: bool,
+    stream: TextIO | None = None,
+    emit: Emit | None = None,
+    traffic: Traffic | None = None,
 ) -> Iterator[Reporter]:
     """A reporter for one command; what it started ends with the block.
 
-    `bar` asks for a progress bar, which needs a terminal and tqdm; `quiet` leaves only warnings.
+    `bar` asks for a progress bar, which needs a terminal and tqdm; `quiet` leaves only warnings. Without
+    a bar lines go through `emit`, or else to `stream`; with `traffic` they tell of requests as well.
     """
     out = stream if stream is not None else sys.stderr
     if bar and not quiet and out.isatty() and (tqdm_bar := _bar(out, verbose)) is not None:
         with tqdm_bar as reporter:
             yield reporter
         return
-    lines = _Lines(out, quiet=quiet, verbose=verbose)
+    lines = _Lines(emit or TextLines(out), quiet=quiet, verbose=verbose, traffic=traffic)
     try:
         yield lines
     finally:
         lines.close()
 
 
-def stamped(text: str, level: str = "INFO") -> str:
+def stamped(text: str, level: Level = "INFO") -> str:
     """A line of a log: UTC time, level, text."""
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f"{now} {level} {text}"
+    return f"{utc_now()} {level} {text}"
+
+
+def utc_now() -> str:
+    """The time as logs have it, to the second."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class LineWriter:
+    """Writes whole lines to a stream, one at a time; falls silent for good when that fails."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+        self._unheard = False
+
+    def write(self, line: str) -> None:
+        """Write a line and its end, if anybody can be told."""
+        with self._lock:
+            if self._unheard:
+                return
+            try:
+                self._out.write(line + "\n")
+                self._out.flush()
+            except UNHEARD:
+                self._unheard = True
+
+
+class TextLines:
+    """Lines with time and level, for people."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._writer = LineWriter(out)
+
+    def __call__(self, level: Level, event: str, text: str, **fields: object) -> None:
+        """Write the text; its fields are in it."""
+        self._writer.write(stamped(text, level))
+
+
+class _Phase:
+    """What one phase has come to, and how fast."""
+
+    def __init__(self, started: Started, now: float) -> None:
+        self.started = started
+        self.done = self.files = 0
+        self.since = now
+        self._marks: deque[tuple[float, int]] = deque([(now, 0)], maxlen=_MARKS)
+
+    def rate(self, now: float) -> float:
+        """Bytes per second over the last few heartbeats."""
+        then, count = self._marks[0]
+        return (self.done - count) / max(now - then, 1e-3)
+
+    def mark(self, now: float) -> None:
+        """Remember how far it has come."""
+        self._marks.append((now, self.done))
+
+    def average(self, now: float) -> float:
+        """Bytes per second since the phase began."""
+        return self.done / max(now - self.since, 1e-3)
 
 
 class _Lines:
-    def __init__(self, out: TextIO, *, quiet: bool, verbose: bool) -> None:
-        self._out = out
+    """Counts events, which is quick, and tells of them every `HEARTBEAT` seconds.
+
+    The lock is for counting alone: nobody who does work waits while a line is written. With `traffic` it is
+    a download that is told of, whose bytes count when they are verified.
+    """
+
+    def __init__(
+        self, emit: Emit, *, quiet: bool, verbose: bool, traffic: Traffic | None = None
+    ) -> None:
+        self._emit = emit
         self._quiet = quiet
         self._verbose = verbose
+        self._traffic = traffic
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._phase: Started | None = None
-        self._done = self._files = 0
-        self._since = 0.0
-        self._unheard = False
+        self._phase: _Phase | None = None
+        self._waiting: Waiting | None = None
         self._thread: threading.Thread | None = None
 
     def __call__(self, event: Event) -> None:
-        with self._lock:
-            if isinstance(event, Moved):
-                self._done += event.count
-            elif isinstance(event, FileDone):
-                self._files += 1
-                if self._verbose:
-                    self._log(f"done {event.path} ({quantity.size(event.size)})")
-            elif isinstance(event, Note):
-                self._log(one_line(event.text), warning=event.warning)
-            else:
-                self._begin(event)
+        if isinstance(event, Moved):
+            with self._lock:
+                if self._phase is not None:
+                    self._phase.done += event.count
+        elif isinstance(event, FileDone):
+            with self._lock:
+                if self._phase is not None:
+                    self._phase.files += 1
+            if self._verbose:
+                text = f"done {event.path} ({quantity.size(event.size)})"
+                self._tell("INFO", "file", text, path=event.path, size=event.size)
+        elif isinstance(event, Note):
+            self._tell("WARNING" if event.warning else "INFO", "note", one_line(event.text))
+        elif isinstance(event, Waiting):
+            with self._lock:
+                first, self._waiting = self._waiting is None, event
+            if first:
+                self._tell_waiting(event)
+            self._start_beating()
+        else:
+            self._begin(event)
 
     def close(self) -> None:
         self._closed.set()
         if self._thread is not None:
-            self._thread.join()
-        with self._lock:
-            if self._phase is not None:
-                self._log(self._line())
+            self._thread.join(_PATIENCE)
+        self._tell_phase(last=True)
 
-    def _begin(self, phase: Started) -> None:
-        if self._phase is not None:
-            self._log(self._line())
-        self._phase, self._done, self._files, self._since = phase, 0, 0, time.monotonic()
-        files = (
-            f"{phase.total_files} files" if phase.total_files is not None else "files as they come"
-        )
-        total = f", {quantity.size(phase.total_bytes)}" if phase.total_bytes is not None else ""
-        self._log(f"{phase.phase}: {files}{total}")
-        if self._thread is None and not self._quiet:
+    def _begin(self, started: Started) -> None:
+        now = time.monotonic()
+        with self._lock:
+            before, self._phase = self._phase, _Phase(started, now)
+            self._waiting = None
+        if before is not None and (before.done or before.files):
+            self._tell_progress(before, now, last=True)
+        files, size = started.total_files, started.total_bytes
+        text = f"{started.phase}: {'files as they come' if files is None else f'{files} files'}"
+        if size is not None:
+            text += f", {quantity.size(size)}"
+        elif files is None and self._traffic is not None:
+            text = f"{started.phase}: asking the store"
+        self._tell("INFO", "phase", text, phase=started.phase, total_files=files, total_bytes=size)
+        self._start_beating()
+
+    def _start_beating(self) -> None:
+        with self._lock:
+            if self._thread is not None or self._quiet or self._closed.is_set():
+                return
             self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._thread.start()
 
     def _beat(self) -> None:
         while not self._closed.wait(HEARTBEAT):
-            with self._lock:
-                if self._phase is not None:
-                    self._log(self._line())
+            self._tell_phase(last=False)
 
-    def _line(self) -> str:
-        assert self._phase is not None  # noqa: S101 - callers looked
-        seconds = max(time.monotonic() - self._since, 1e-3)
-        rate = self._done / seconds
-        total = self._phase.total_bytes
-        if total is None and not self._done:
-            if self._phase.total_files is None:
-                return f"{self._phase.phase}: nothing has come so far"
-            return f"{self._phase.phase}: {self._files} of {self._phase.total_files} files"
-        text = f"{self._phase.phase}: {quantity.size(self._done)}"
-        if total:
-            text += f" of {quantity.size(total)} ({100 * self._done / total:.0f} %)"
-        if self._files:
-            text += f", {self._files} files"
-        if self._done:
-            text += f", {rate / 1e9:.2f} GB/s"
-        if total and 0 < self._done < total:
-            text += f", about {quantity.duration((total - self._done) / rate)} left"
-        return text
+    def _tell_phase(self, *, last: bool) -> None:
+        with self._lock:
+            phase, waiting = self._phase, self._waiting
+        if waiting is not None and not last:
+            self._tell_waiting(waiting)
+        elif phase is not None:
+            self._tell_progress(phase, time.monotonic(), last=last)
 
-    def _log(self, text: str, *, warning: bool = False) -> None:
-        if self._unheard or (self._quiet and not warning):
-            return
-        try:
-            self._out.write(stamped(text, "WARNING" if warning else "INFO") + "\n")
-            self._out.flush()
-        except UNHEARD:
-            self._unheard = True
+    def _tell_waiting(self, waiting: Waiting) -> None:
+        text = f"waiting for {one_line(waiting.holder)}"
+        if waiting.total:
+            text += f", which has {quantity.size(waiting.done)} of {quantity.size(waiting.total)}"
+        if waiting.seconds >= 1:
+            text += f"; {quantity.duration(waiting.seconds)} so far"
+        self._tell(
+            "INFO",
+            "waiting",
+            text,
+            holder=one_line(waiting.holder),
+            done_bytes=waiting.done,
+            total_bytes=waiting.total,
+            seconds=round(waiting.seconds, 1),
+        )
+
+    def _tell_progress(self, phase: _Phase, now: float, *, last: bool) -> None:
+        with self._lock:
+            done, files = phase.done, phase.files
+            rate = phase.average(now) if last else phase.rate(now)
+            phase.mark(now)
+        started = phase.started
+        total, total_files = started.total_bytes, started.total_files
+        left = (total - done) / rate if total and 0 < done < total and rate > 0 else None
+        fields: dict[str, object] = {
+            "phase": started.phase,
+            "done_bytes" if self._traffic is None else "verified_bytes": done,
+            "total_bytes": total,
+            "files": files,
+            "total_files": total_files,
+            "bytes_per_second": round(rate),
+            "eta_seconds": None if left is None else round(left),
+        }
+        if total is None and not done:
+            if total_files is not None:
+                words = [f"{files} of {total_files} files"]
+            else:
+                words = [] if self._traffic is not None else ["nothing has come so far"]
+        else:
+            words = [quantity.size(done)]
+            if total:
+                words[0] += f" of {quantity.size(total)} ({100 * done / total:.0f} %)"
+            if self._traffic is not None:
+                words[0] += " verified"
+            if files:
+                words.append(f"{files} files")
+            if done:
+                words.append(f"{rate / 1e9:.2f} GB/s")
+            if left is not None:
+                words.append(f"about {quantity.duration(left)} left")
+        if self._traffic is not None:
+            sums = self._traffic.sums()
+            if sums.slowest is not None and not last:
+                words.append(f"slowest stream {quantity.size(sums.slowest)}/s")
+            words.append(f"{sums.requests} request{'' if sums.requests == 1 else 's'}")
+            words.append(quantity.retries(sums.retries))
+            fields["slowest_bytes_per_second"] = (
+                None if sums.slowest is None else round(sums.slowest)
+            )
+            fields |= {"requests": sums.requests, "retries": sums.retries}
+        self._tell("INFO", "progress", f"{started.phase}: {', '.join(words)}", **fields)
+
+    def _tell(self, level: Level, event: str, text: str, **fields: object) -> None:
+        if level != "INFO" or not self._quiet:
+            self._emit(level, event, text, **fields)
 
 
 def _bar(out: TextIO, verbose: bool) -> _Bar | None:
@@ -206,6 +354,11 @@ class _Bar:
                 self._tqdm.update(1)
             if self._verbose:
                 self._write(f"done {event.path} ({quantity.size(event.size)})")
+        elif isinstance(event, Waiting):
+            about = ""
+            if event.total:
+                about = f": {quantity.size(event.done)} of {quantity.size(event.total)}"
+            self._write(f"waiting for {one_line(event.holder)}{about}")
         else:
             self._write(("warning: " if event.warning else "") + one_line(event.text))
 

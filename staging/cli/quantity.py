@@ -12,6 +12,7 @@ _UNITS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGE: Final = re.compile(r"(\d+) ?([smhd])")
 _AGE_DIGITS: Final = 6
+_SPAN: Final = re.compile(r"(?:(\d{1,4})d)?(?:(\d{1,5})h)?(?:(\d{1,6})m)?(?:(\d{1,7})s)?")
 _TEXT: Final = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(iB|i|B)?", re.IGNORECASE)
 
 
@@ -46,6 +47,27 @@ class Age(click.ParamType[datetime.timedelta]):
         return datetime.timedelta(seconds=int(match[1]) * _SECONDS[match[2]])
 
 
+class Duration(click.ParamType[float]):
+    """A time span of one or several units, the largest first: `30m`, `1h30m`, `90s`. Never none at all."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds, or fail as click does."""
+        if isinstance(value, float):
+            return value
+        match = _SPAN.fullmatch(str(value).strip())
+        seconds = 0
+        if match is not None:
+            units = zip(match.groups(), (86400, 3600, 60, 1), strict=True)
+            seconds = sum(int(count) * unit for count, unit in units if count is not None)
+        if not seconds:
+            self.fail(f"{value!r} is not a time span with units, such as 30m or 1h30m", param, ctx)
+        return float(seconds)
+
+
 def size(count: int | float) -> str:
     """A number of bytes for people: `67.3 GB`."""
     value = float(count)
@@ -64,3 +86,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def retries(count: int) -> str:
+    """A number of repeated requests for people: `no retries`, `1 retry`, `2 retries`."""
+    return {0: "no retries", 1: "1 retry"}.get(count, f"{count} retries")

@@ -11,6 +11,7 @@ from staging.cli import quantity
 from staging.cli.options import Common, cores
 from staging.cli.program import print_json
 from staging.cli.streams import say
+from staging.directory.link import followed
 from staging.directory.local import LocalDirectory
 from staging.published import require_id
 from staging.verify import Level, Verification, verify_directory
@@ -35,7 +36,7 @@ def verify_local(
 
     With `ready` the ready marker must be there too, and be for this manifest.
     """
-    with LocalDirectory(path) as local, common.reporting() as report:
+    with LocalDirectory(followed(path)) as local, common.reporting() as report:
         manifest = local_manifest(local)
         require_id(manifest, expect_id, str(path), side="local")
         marker = local.read_marker() if ready else None
@@ -71,7 +72,8 @@ def conclude(common: Common, target: str, manifest: Manifest, outcome: Verificat
         if common.as_json:
             print_json(_document(target, manifest, outcome))
         else:
-            click.echo(f"{target} {manifest.id} {outcome.level.value} ok")
+            mark = ", unverified" if manifest.is_unverified else ""
+            click.echo(f"{target} {manifest.id} {outcome.level.value} ok{mark}")
         if not common.quiet:
             say(
                 f"{outcome.files} files, {quantity.size(manifest.total_size)},"
@@ -111,6 +113,7 @@ def _document(target: str, manifest: Manifest, outcome: Verification) -> dict[st
             "target": target,
             "id": manifest.id,
             "level": outcome.level.value,
+            "unverified": manifest.is_unverified,
             "passed": outcome.passed,
             "files": outcome.files,
             "read_bytes": outcome.read_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,8 @@ from staging.vocabulary.errors import Conflict, NoSpace, StagingError
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_VANISHED: Final = frozenset({errno.ENOENT, errno.ESTALE})
+_MOVED: Final = _VANISHED | {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR}
 
 
 @contextmanager
@@ -22,6 +24,36 @@ def on_disk(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise local_failure(error, path) from error
+
+
+@contextmanager
+def all_closed() -> Iterator[list[Callable[[], None]]]:
+    """Make the calls that were put on the list, the last one first; one that fails stops no other.
+
+    An error of the body is the one that is raised, else the first of a call; the others are its notes.
+    """
+    closers: list[Callable[[], None]] = []
+    try:
+        yield closers
+    except BaseException as error:
+        for failure in _failures(closers):
+            error.add_note(str(failure))
+        raise
+    failures = _failures(closers)
+    for failure in failures[1:]:
+        failures[0].add_note(str(failure))
+    if failures:
+        raise failures[0]
+
+
+def _failures(closers: Sequence[Callable[[], None]]) -> list[StagingError]:
+    failed: list[StagingError] = []
+    for close in reversed(closers):
+        try:
+            close()
+        except StagingError as error:
+            failed.append(error)
+    return failed
 
 
 def local_failure(error: OSError, path: str | Path) -> StagingError:
@@ -44,13 +76,6 @@ def local_failure(error: OSError, path: str | Path) -> StagingError:
             reference="local-permission",
             hint="the destination must be writable for this user; in a pod set securityContext.fsGroup"
             " and mount the volume without readOnly",
-            side="local",
-        )
-    if error.errno == errno.ENOLCK:
-        return StagingError(
-            message,
-            reference="no-locks",
-            hint="this filesystem has no locks: mount it with locking, or use a local volume",
             side="local",
         )
     return StagingError(
@@ -78,4 +103,20 @@ def symlink(path: str | Path) -> Conflict:
         reference="symlink",
         hint="remove the link, or give the real directory as the destination",
         side="local",
+    )
+
+
+def vanished(error: StagingError) -> bool:
+    """True when a name was gone that had to be there."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _VANISHED
+
+
+def met_another(error: StagingError) -> bool:
+    """True when something was not as it was a moment ago: another look may find it complete."""
+    cause = error.__cause__
+    if error.reference == "symlink":  # it stays, however often one looks
+        return False
+    return error.reference == "changed-locally" or (
+        isinstance(cause, OSError) and cause.errno in _MOVED
     )

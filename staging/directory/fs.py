@@ -20,6 +20,18 @@ from typing import Final
 _ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
+# sync_file_range(2). Sandboxes refuse calls they do not know with EPERM; pipes with ESPIPE.
+_WAIT_BEFORE, _WRITE, _WAIT_AFTER = 1, 2, 4
+_EXCHANGE: Final = 2  # RENAME_EXCHANGE of renameat2(2)
+_FICLONE: Final = 0x40049409  # ioctl_ficlone(2)
+_NO_CLONE: Final = _UNSUPPORTED | {
+    errno.EXDEV,
+    errno.ENOTTY,
+    errno.EPERM,
+    errno.EBADF,
+    errno.ETXTBSY,
+}
+_NO_WRITE_BACK: Final = _UNSUPPORTED | {errno.EPERM, errno.ESPIPE}
 
 
 class Fs:
@@ -42,6 +54,10 @@ class Fs:
     def fstat(self, fd: int) -> os.stat_result:
         """Describe an open file."""
         return os.fstat(fd)
+
+    def readlink(self, name: str, *, dir_fd: int) -> str:
+        """What a symlink points to."""
+        return os.readlink(name, dir_fd=dir_fd)
 
     def listdir(self, fd: int) -> list[str]:
         """Names in an open directory, sorted."""
@@ -72,10 +88,13 @@ class Fs:
             yield start, min(end, size)
             at = end
 
-    def drop_cache(self, fd: int) -> None:
-        """Ask the kernel to forget clean pages, so that the next read comes from the disk."""
+    def drop_cache(self, fd: int, offset: int = 0, length: int = 0) -> None:
+        """Ask the kernel to forget clean pages, so that the next read comes from the disk.
+
+        A `length` of 0 reaches to the end of the file.
+        """
         with contextlib.suppress(OSError):  # advice: a filesystem may decline it
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def lock(self, fd: int) -> bool:
         """Take the exclusive lock of an open file; False when somebody else holds it."""
@@ -98,6 +117,17 @@ class Fs:
     def write(self, fd: int, view: memoryview, offset: int) -> int:
         """Write at `offset` and return how many bytes were taken."""
         return os.pwrite(fd, view, offset)
+
+    def start_write_back(self, fd: int, offset: int, length: int) -> None:
+        """Have the kernel begin to write a range to the disk; not a word about durability."""
+        _sync_file_range(fd, offset, length, _WRITE)
+
+    def await_write_back(self, fd: int, offset: int, length: int) -> None:
+        """Return when a range was handed to the disk, so that its pages are clean.
+
+        An error is one that fsync would have told, and will not tell again.
+        """
+        _sync_file_range(fd, offset, length, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
 
     def allocate(self, fd: int, size: int) -> None:
         """Make a file `size` bytes long and reserve its blocks where the filesystem can."""
@@ -131,3 +161,54 @@ class Fs:
     def rmdir(self, name: str, *, dir_fd: int) -> None:
         """Remove an empty directory."""
         os.rmdir(name, dir_fd=dir_fd)
+
+    def link(self, old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
+        """Give a file a second name, which must not exist."""
+        os.link(old, new, src_dir_fd=old_dir_fd, dst_dir_fd=new_dir_fd, follow_symlinks=False)
+
+    def symlink(self, target: str, name: str, *, dir_fd: int) -> None:
+        """Create a symlink, whose name must not exist."""
+        os.symlink(target, name, dir_fd=dir_fd)
+
+    def exchange(self, one: str, other: str, *, one_dir_fd: int, other_dir_fd: int) -> bool:
+        """Swap what two names mean, atomically; False where the kernel or the filesystem cannot."""
+        call = getattr(_LIBC, "renameat2", None)
+        if call is None:
+            return False
+        names = os.fsencode(one), os.fsencode(other)
+        if call(one_dir_fd, names[0], other_dir_fd, names[1], _EXCHANGE) != 0:
+            number = ctypes.get_errno()
+            if number in _UNSUPPORTED:
+                return False
+            raise OSError(number, os.strerror(number))
+        return True
+
+    def clone(self, source_fd: int, fd: int) -> bool:
+        """Let a file share the blocks of another, copied when written; False where that is impossible."""
+        try:
+            fcntl.ioctl(fd, _FICLONE, source_fd)
+        except OSError as error:
+            if error.errno in _NO_CLONE:
+                return False
+            raise
+        return True
+
+    # --- courtesies ---
+
+    def remark(self, fd: int, data: bytes) -> None:
+        """Leave a remark at the start of a file, for others to see: no change that anything relies on."""
+        with contextlib.suppress(OSError):
+            os.pwrite(fd, data, 0)
+
+
+def _sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
+    """Call sync_file_range(2) where there is one."""
+    call = getattr(_LIBC, "sync_file_range", None)
+    if call is None:
+        return
+    while call(fd, ctypes.c_int64(offset), ctypes.c_int64(length), flags) != 0:
+        number = ctypes.get_errno()
+        if number in _NO_WRITE_BACK:
+            return
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))

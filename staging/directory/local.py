@@ -11,23 +11,22 @@ Not guaranteed: that the lock keeps out programs other than ours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from staging.directory.entry import Kind, Stamp
-from staging.directory.failure import on_disk
 from staging.directory.fs import Fs
+from staging.directory.lock import Lock, Pause, held
 from staging.directory.marker import MAX_MARKER_BYTES, Marker
 from staging.directory.names import LOCK_NAME, READY_NAME, is_begun
 from staging.directory.tree import Member, Tree
-from staging.vocabulary.errors import Conflict, StagingError
+from staging.vocabulary.errors import StagingError
+from staging.vocabulary.events import Reporter, silent
 from staging.vocabulary.location import MANIFEST_NAME
 from staging.vocabulary.manifest import MAX_MANIFEST_BYTES, Manifest
 from staging.vocabulary.paths import CONTROL_DIRECTORY, SafePath, is_reserved, why_unsafe
-
-_LOCK_ATTEMPTS: Final = 10
 
 
 class LocalDirectory:
@@ -98,46 +97,20 @@ class LocalDirectory:
         return self.tree.open_member(path)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock that writers take. Raises Conflict (`locked`) at once when it is held.
+    def locked(self, *, wait: Pause | None = None, report: Reporter = silent) -> Iterator[Lock]:
+        """Hold the lock that writers take, as `staging.directory.lock.held` does.
 
         When the body is refused before anything was put here, the control directory goes again.
         """
-        fd = self._acquire()
-        try:
-            yield
-        except StagingError as error:
+        with held(self.tree, LOCK_NAME, wait=wait, report=report) as lock:
             try:
-                self._leave_no_trace()
-            except StagingError as second:
-                error.add_note(second.message)
-            raise
-        finally:
-            with suppress(OSError):  # nothing was written to it, and the lock is gone in any case
-                self.tree.fs.close(fd)
-
-    def _acquire(self) -> int:
-        for _ in range(_LOCK_ATTEMPTS):
-            self.tree.make_directory(CONTROL_DIRECTORY)
-            fd = self.tree.open_or_create(LOCK_NAME)
-            with ExitStack() as unless_returned:
-                unless_returned.callback(self.tree.fs.close, fd)
-                with on_disk(LOCK_NAME):
-                    taken = self.tree.fs.lock(fd)
-                    inode = self.tree.fs.fstat(fd).st_ino
-                entry = self.tree.entry(LOCK_NAME)
-                if taken and entry is not None and entry.stamp.inode == inode:
-                    unless_returned.pop_all()
-                    return fd
-            if not taken:
-                break
-            # Its last holder removed the file between our open and our lock: take the new one.
-        raise Conflict(
-            f"another process is writing to {str(self.path)!r}",
-            reference="locked",
-            hint="let it finish, or stop it, then run again; pods need a directory each",
-            side="local",
-        )
+                yield lock
+            except StagingError as error:
+                try:
+                    self._leave_no_trace()
+                except StagingError as second:
+                    error.add_note(second.message)
+                raise
 
     def _leave_no_trace(self) -> None:
         if self.tree.listing(CONTROL_DIRECTORY) == [LOCK_NAME.rpartition("/")[2]]:

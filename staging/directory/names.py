@@ -1,6 +1,6 @@
 """Where things lie below a destination directory, relative to it.
 
-    .checkpoint/lock                        held while a program writes here
+    .checkpoint/lock                        held while a program writes here; says who, and how far it is
     .checkpoint/partial/<id>/<path>         files that are not complete yet
     .checkpoint/manifest.<id>.json          a version whose publishing began
     .checkpoint/manifest.json               the version that was published last

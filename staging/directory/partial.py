@@ -3,15 +3,17 @@
 Only verified chunks are written, so a partial file holds right bytes, holes and what a crash left;
 hashing tells them apart.
 
-Invariants: `finish` returns only when the bytes are durable; after a failed fsync or close the file
-is unlinked and never used again (I15); an inode that has another name, or is no regular file, is
-never written to (I10).
+Invariants: `finish` returns only when the bytes are durable; after a failed fsync or close, or a write-back
+that failed, the file is unlinked and never used again (I15); an inode that has another name, or is no regular
+file, is never written to (I10).
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
+from typing import Final
 
 from staging.directory.entry import Kind, Stamp
 from staging.directory.failure import changed_locally, local_failure, on_disk, symlink
@@ -19,41 +21,72 @@ from staging.directory.tree import FILE_MODE, Member, Tree, write_all
 from staging.transfer.scheduler import Cancelled
 from staging.vocabulary.errors import StagingError
 
+_MOST_OPEN: Final = 64  # directories that are held open
+
 
 class PartialFile:
     """One partial file, open for writing from several threads."""
 
-    def __init__(self, tree: Tree, path: str, size: int, *, expected: Stamp | None = None) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        path: str,
+        size: int,
+        *,
+        expected: Stamp | None = None,
+        descriptor: int | None = None,
+    ) -> None:
         """Open the file at `path` below `tree`, or create it, with `size` bytes reserved.
 
         With `expected`, bytes in it are counted on: raises Conflict unless it is there with that stamp.
+        A `descriptor` is the file's own, and is taken over.
         """
         self._tree = tree
         self._path = path
         # One lock for writes and close: the kernel serialises writes to one inode anyway, and a thread
         # that was left behind must find the file closed, not the descriptor's next owner.
         self._lock = threading.Lock()
-        self._fd: int | None = _open(tree, path, size, expected)
+        self._failure: StagingError | None = None
+        self._fd: int | None = (
+            _open(tree, path, size, expected) if descriptor is None else descriptor
+        )
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`. Raises Cancelled when the file was closed meanwhile."""
         with self._lock, on_disk(self._path):
             if self._fd is None:
-                raise Cancelled
+                raise self._failure or Cancelled
             write_all(self._tree.fs, self._fd, view, offset)
 
-    def finish(self) -> Stamp:
-        """Make the file durable, close it and return its stamp."""
+    def start_write_back(self, offset: int, length: int) -> None:
+        """Have a range written to the disk from now on, for `finish` to have less to wait for."""
+        with self._lock:
+            if self._fd is not None:
+                with self._discarded_on_error():
+                    self._tree.fs.start_write_back(self._fd, offset, length)
+
+    def drop(self, offset: int, length: int) -> None:
+        """Wait until a range is with the disk, and have the kernel forget it; not once it is closed."""
+        with self._lock:
+            if self._fd is not None:
+                with self._discarded_on_error():
+                    self._tree.fs.await_write_back(self._fd, offset, length)
+                    self._tree.fs.drop_cache(self._fd, offset, length)
+
+    def finish(self, *, drop: bool = False) -> Stamp:
+        """Make the file durable, close it and return its stamp; `drop` has its pages forgotten."""
         fs = self._tree.fs
         with self._lock:
             if self._fd is None:
-                raise Cancelled
+                raise self._failure or Cancelled
             fd, self._fd = self._fd, None
             try:
                 try:
                     fs.add_mode(fd, FILE_MODE)
                     fs.fsync(fd)
                     stamp = Stamp.of(fs.fstat(fd))
+                    if drop:
+                        fs.drop_cache(fd)
                 finally:
                     fs.close(fd)
             except OSError as error:
@@ -69,6 +102,96 @@ class PartialFile:
                     self._tree.fs.close(fd)
                 except OSError as error:
                     raise discarded(self._tree, self._path, error) from error
+
+    @contextlib.contextmanager
+    def _discarded_on_error(self) -> Iterator[None]:
+        """For calls whose error means what an fsync's means. The lock is held."""
+        try:
+            yield
+        except OSError as error:
+            fd, self._fd = self._fd, None
+            if fd is not None:
+                with contextlib.suppress(OSError):  # the file goes in any case
+                    self._tree.fs.close(fd)
+            self._failure = discarded(self._tree, self._path, error)
+            raise self._failure from error
+
+
+class PartialDirectory:
+    """Where the partial files of one version lie.
+
+    Its directories are held open, so that a small file costs no walk down to it: they are reached
+    once, without following links, and whoever moves one away gets no more than files in it (I10).
+    """
+
+    def __init__(self, tree: Tree, path: str) -> None:
+        self._tree = tree
+        self._path = path
+        self._lock = threading.Lock()
+        self._held: dict[str, Tree] = {}
+        self._open = contextlib.ExitStack()
+        self._users = 0
+        self._closed = False
+
+    def open(
+        self, name: str, size: int, *, expected: Stamp | None = None, reserve: bool = True
+    ) -> PartialFile:
+        """Open or create the file `name`, as `PartialFile` does. Raises Cancelled once it is closed.
+
+        Without `reserve` a file that is not there yet is created empty: one write will fill it, and
+        reserving its blocks before would only be another call.
+        """
+        path = f"{self._path}/{name}"
+        descriptor = None if expected is not None else self._create(path)
+        if descriptor is not None and reserve:
+            with contextlib.ExitStack() as unless_reserved:
+                unless_reserved.callback(self._tree.fs.close, descriptor)
+                with on_disk(path):
+                    self._tree.fs.allocate(descriptor, size)
+                unless_reserved.pop_all()
+        return PartialFile(self._tree, path, size, expected=expected, descriptor=descriptor)
+
+    def close(self) -> None:
+        """Let go of the directories, as soon as nobody creates a file in them any more."""
+        with self._lock:
+            self._closed = True
+            self._close_unused()
+
+    def _create(self, path: str) -> int | None:
+        """A new file, or None when that wants a closer look."""
+        directory, _, name = path.rpartition("/")
+        with self._directory(directory) as held:
+            if held is None:
+                return None
+            try:
+                return held.create(name)
+            except StagingError as error:
+                # Something has the name, or somebody removed the directory that is held.
+                if isinstance(error.__cause__, (FileExistsError, FileNotFoundError)):
+                    return None
+                raise
+
+    @contextlib.contextmanager
+    def _directory(self, path: str) -> Iterator[Tree | None]:
+        with self._lock:
+            if self._closed:
+                raise Cancelled
+            if path not in self._held and len(self._held) < _MOST_OPEN:
+                self._tree.make_directory(path)
+                self._held[path] = self._open.enter_context(self._tree.below(path))
+            self._users += 1
+        try:
+            yield self._held.get(path)
+        finally:
+            with self._lock:
+                self._users -= 1
+                self._close_unused()
+
+    def _close_unused(self) -> None:
+        """Close everything after `close`, when nobody uses it. The lock is held."""
+        if self._closed and not self._users:
+            self._held.clear()
+            self._open.close()
 
 
 def settle(tree: Tree, member: Member) -> None:

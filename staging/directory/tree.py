@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,11 @@ class Member:
             self._fs.fsync(self._fd)
             self._fs.drop_cache(self._fd)
 
+    def clone_to(self, fd: int) -> bool:
+        """Let another open file share this one's blocks; False where that is impossible."""
+        with on_disk(self.path):
+            return self._fs.clone(self._fd, fd)
+
     def close(self) -> None:
         """Close the file."""
         with on_disk(self.path):
@@ -139,6 +145,12 @@ class Tree:
 
     # --- looks ---
 
+    @contextlib.contextmanager
+    def below(self, path: str) -> Iterator[Tree]:
+        """Hold a directory below open, for looks at many names in it."""
+        with on_disk(path), self._directory(path) as fd:
+            yield Tree(self.fs, fd, self.path / path)
+
     def entry(self, path: str) -> Entry | None:
         """Describe a name without following links. None when it, or a directory above, is not there."""
         with on_disk(path):
@@ -147,6 +159,17 @@ class Tree:
                     return Entry.of(self.fs.stat(name, dir_fd=fd))
             except (FileNotFoundError, NotADirectoryError):
                 return None
+
+    def target(self, path: str) -> str | None:
+        """What a symlink points to; None for anything else, and for a name that is not there."""
+        with on_disk(path):
+            try:
+                with self._parent(path) as (fd, name):
+                    return self.fs.readlink(name, dir_fd=fd)
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                    return None
+                raise
 
     def listing(self, path: str = "") -> list[str]:
         """Names in a directory, sorted; none when it does not exist."""
@@ -159,14 +182,16 @@ class Tree:
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Entry]]:
         """Everything below a directory, parents before children, in order of names."""
-        for name in self.listing(path):
-            below = f"{path}/{name}" if path else name
+        prefix = f"{path}/" if path else ""
+        waiting = [f"{prefix}{name}" for name in reversed(self.listing(path))]
+        while waiting:  # not a call for each level: others decide how deep it goes
+            below = waiting.pop()
             entry = self.entry(below)
             if entry is None:
                 continue
             yield below, entry
             if entry.kind is Kind.DIRECTORY:
-                yield from self.walk(below)
+                waiting += [f"{below}/{name}" for name in reversed(self.listing(below))]
 
     def open_member(self, path: str) -> Member:
         """Open a regular file for reading. Raises NotFound, or Conflict for anything else."""
@@ -187,7 +212,11 @@ class Tree:
         """A small file's bytes, or None when it does not exist. MalformedInput above `limit` bytes."""
         if self.entry(path) is None:
             return None
-        with self.open_member(path) as member:
+        try:
+            opened = self.open_member(path)
+        except NotFound:  # it went this very moment
+            return None
+        with opened as member:
             if member.size > limit:
                 raise MalformedInput(
                     f"{path!r} has {member.size} bytes, at most {limit} are read",
@@ -239,14 +268,40 @@ class Tree:
                 finally:
                     self.fs.close(fd)
 
-    def rename(self, old: str, new: str) -> None:
-        """Move a file to a name in an existing directory, replacing a file that is there."""
+    def rename(self, old: str, new: str, *, into: Tree | None = None) -> None:
+        """Move a file to a name in an existing directory, replacing a file that is there.
+
+        The new name is below `into`, when that is given.
+        """
+        with (
+            on_disk(new),
+            self._parent(old) as (old_fd, old_name),
+            (into or self)._parent(new) as (new_fd, new_name),
+        ):
+            self.fs.rename(old_name, new_name, old_dir_fd=old_fd, new_dir_fd=new_fd)
+
+    def exchange(self, one: str, other: str) -> bool:
+        """Swap what two names mean, atomically; False where that is impossible."""
+        with (
+            on_disk(other),
+            self._parent(one) as (one_fd, one_name),
+            self._parent(other) as (other_fd, other_name),
+        ):
+            return self.fs.exchange(one_name, other_name, one_dir_fd=one_fd, other_dir_fd=other_fd)
+
+    def link(self, old: str, new: str) -> None:
+        """Give a file a second name in an existing directory."""
         with (
             on_disk(new),
             self._parent(old) as (old_fd, old_name),
             self._parent(new) as (new_fd, new_name),
         ):
-            self.fs.rename(old_name, new_name, old_dir_fd=old_fd, new_dir_fd=new_fd)
+            self.fs.link(old_name, new_name, old_dir_fd=old_fd, new_dir_fd=new_fd)
+
+    def symlink(self, target: str, path: str) -> None:
+        """Create a symlink, whose name must not exist."""
+        with on_disk(path), self._parent(path) as (fd, name):
+            self.fs.symlink(target, name, dir_fd=fd)
 
     def unlink(self, path: str) -> None:
         """Remove a file's name; one that is gone already is no error."""
@@ -277,8 +332,11 @@ class Tree:
         if entry.kind is not Kind.DIRECTORY:
             self.unlink(path)
             return
-        for name in self.listing(path):
-            self.remove_tree(f"{path}/{name}")
+        for below, found in reversed(list(self.walk(path))):  # what is inside comes first
+            if found.kind is Kind.DIRECTORY:
+                self.remove_if_empty(below)
+            else:
+                self.unlink(below)
         self.remove_if_empty(path)
 
     def fsync_directory(self, path: str = "") -> None:
@@ -288,8 +346,8 @@ class Tree:
 
     def write_document(self, path: str, data: bytes) -> None:
         """Replace a small file by `data`, atomically and durably, through a temporary name."""
-        temporary = f"{path}.tmp"
-        self.unlink(temporary)  # what an interrupted run left
+        # Of its own, so that two who write at once never rename each other's half of a document.
+        temporary = f"{path}.{secrets.token_hex(4)}.tmp"
         fd = self.create(temporary)
         try:
             with on_disk(temporary):
@@ -357,7 +415,8 @@ def _open_root(fs: Fs, name: str, *, create: bool) -> int:
     except FileNotFoundError:
         if not create:
             raise
-    fs.mkdir(name)
+    with contextlib.suppress(FileExistsError):  # another process was quicker
+        fs.mkdir(name)
     with contextlib.ExitStack() as unless_returned:
         fd = fs.open(name, flags)
         unless_returned.callback(fs.close, fd)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from staging.store.denials import denied, kms_refused, setting_refused
+from staging.store.denials import denied, denied_action, kms_refused, setting_refused
 from staging.store.settings import NO_SETTINGS, S3Settings
 from staging.store.store import AlreadyExists, Changed
 from staging.vocabulary.errors import (
@@ -227,8 +227,11 @@ def _by_status(
     if status == 404:
         return NotFound(f"there is no object {place}", reference="object", side="store")
     if status in (401, 403):
+        # Who may not list is refused for an object that is not there; a permission that S3 names is one.
         hidden = error.operation in ("GetObject", "HeadObject")
-        return denied(error, f"{what} (missing, or denied)" if hidden else what, kind, settings)
+        named = denied_action(error.message) not in (None, "s3:ListBucket")
+        told = f"{what} (missing, or denied)" if hidden and not named else what
+        return denied(error, told, kind, settings, bucket)
     if status == 412 and kind == "write":
         return AlreadyExists(
             f"there is already an object {place}", reference="exists", side="store"

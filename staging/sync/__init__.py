@@ -1,11 +1,14 @@
 """A published checkpoint into a local directory: plan as data, then fetch what is missing, then publish.
 
-    from staging.sync import SyncOptions, sync
+    from staging.sync import SyncOptions, present, sync
 
-`engine` is the whole flow in one function, `plan` the pure decision, `inspection` the facts it needs
-and `fetch` the transfer. Resuming is nothing but planning again.
+`engine` is the way from a prefix to a directory, `cached` the way through a directory that pods share.
+`preflight` finds what is wrong before a weight is fetched; `turn` is for several processes at once;
+`filling` is one attempt: `inspection` collects facts, `plan` decides, `fetch` transfers. Resuming is nothing
+but planning again.
 """
 
-from staging.sync.engine import SyncOptions, SyncResult, sync
+from staging.sync.engine import present, present_published, sync
+from staging.sync.options import SyncOptions, SyncResult
 
-__all__ = ["SyncOptions", "SyncResult", "sync"]
+__all__ = ["SyncOptions", "SyncResult", "present", "present_published", "sync"]

@@ -1,8 +1,12 @@
 """Fetching missing chunks into partial files: every byte verified before it is written.
 
-Invariants: all ranges of a file carry the ETag of one HEAD, so bytes of two versions are never mixed
-(I7); a chunk is written only after its digest matched (I1); a range that does not match is asked for
-again at most `MAX_REPEATS` times (I11); memory is `concurrency` buffers of a part each.
+Parts of large files come first, so that their way to the disk is covered by what follows; then the small
+files, each with one request. Memory is taken before a request is handed to a thread: as many parts as fit
+are in flight, or as many small files as there are connections.
+
+Invariants: all ranges of a file carry one ETag, pinned before the first byte, so bytes of two versions are
+never mixed (I7); a chunk is written only after its digest matched (I1); a range that does not match is asked
+for again at most `MAX_REPEATS` times (I11); buffers never exceed `concurrency` parts.
 Not guaranteed: that a file whose fetching ended by an error lacks chunks; a later run looks.
 """
 
@@ -10,21 +14,23 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Final
 
 from staging.directory.entry import Stamp
+from staging.directory.failure import all_closed
 from staging.directory.names import partial_directory
-from staging.directory.partial import PartialFile
+from staging.directory.page_cache import PageCache, PageCacheChoice
+from staging.directory.partial import PartialDirectory, PartialFile
 from staging.directory.tree import Tree
-from staging.store.store import Changed, ObjectInfo, Store
+from staging.store.store import Changed, Store
+from staging.sync.pins import first_of, missing, pin
 from staging.sync.plan import Fetch
 from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
-from staging.transfer.scheduler import Scheduler
+from staging.transfer.scheduler import Cancelled, Scheduler
 from staging.transfer.sizing import Sizing
 from staging.vocabulary.digest import CHUNK_SIZE, chunk_span
 from staging.vocabulary.errors import IntegrityError, NotFound
@@ -35,7 +41,8 @@ from staging.vocabulary.manifest import Manifest, ManifestFile
 MAX_REPEATS: Final = 2
 """Requests for a chunk whose bytes did not match, after the first."""
 
-_SHOWN: Final = 3
+_EXACT: Final = 256 * 1024
+"""Buffers up to here are made at their size, larger ones at a power of two: those are used again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,85 +91,93 @@ class Fetching:
         manifest: Manifest,
         sizing: Sizing,
         *,
+        etags: Mapping[str, str] | None = None,
+        page_cache: PageCacheChoice = "auto",
         report: Reporter,
         rng: random.Random,
     ) -> None:
+        """Prepare; `etags` are those that `staging.sync.pins` found, by path, as far as they are known."""
         self._store = store
         self._location = location
         self._tree = tree
         self._manifest = manifest
         self._sizing = sizing
+        self._etags = etags or {}
+        self._page_cache = PageCache.here(page_cache, manifest.total_size)
+        self._budget = Budget(sizing.concurrency * sizing.part_size)
         self._report = report
         self._rng = rng
 
     def run(self, actions: Sequence[Fetch]) -> dict[str, Stamp]:
         """Complete the partial files of `actions` and return their stamps; all of them are durable.
 
-        Raises IntegrityError when an object is missing, has another size, has other bytes than the
-        manifest names, or changes meanwhile; else what the store and the disk raise.
+        Objects without an ETag are pinned first. Raises IntegrityError when an object is missing, has
+        another size, has other bytes than the manifest names, or changes meanwhile; else what the
+        store and the disk raise.
         """
-        etags = self._pin([action.file for action in actions if missing_bytes(action)])
-        self._report(Started("download", sum(map(missing_bytes, actions)), len(actions)))
-        directory = partial_directory(self._manifest.id)
+        sizes = {action.file.path: missing_bytes(action) for action in actions}
+        etags = self._pinned([action.file for action in actions if sizes[action.file.path]])
+        self._report(Started("download", sum(sizes.values()), len(actions)))
+        largest_first = sorted(actions, key=lambda action: -sizes[action.file.path])
+        work = [
+            (action, list(parts_of(action, self._sizing.part_size))) for action in largest_first
+        ]
+        directory = PartialDirectory(self._tree, partial_directory(self._manifest.id))
         files: list[_File] = []
-        try:
-            with Scheduler(self._sizing.concurrency, name="download") as scheduler:
-                budget = Budget(self._sizing.concurrency * self._sizing.part_size)
-                for action in actions:
-                    parts = list(parts_of(action, self._sizing.part_size))
-                    file = _File(
-                        self._tree,
-                        action.file,
-                        f"{directory}/{action.file.path}",
-                        len(parts),
-                        action.partial,
-                    )
-                    files.append(file)
-                    if not parts:
-                        scheduler.submit(partial(self._complete, file))
-                    for part in parts:
-                        etag = etags[action.file.path]
-                        scheduler.submit(partial(self._fetch, file, part, etag, budget, scheduler))
-                scheduler.finish()
-        finally:
-            for file in files:
-                file.close()
+        with (
+            all_closed() as closers,
+            Scheduler(self._threads(work), name="download") as scheduler,
+        ):
+            closers.append(directory.close)
+            for action, parts in work:
+                file = _File(directory, action, len(parts), self._page_cache)
+                files.append(file)
+                closers.append(file.close)
+                if not parts:
+                    scheduler.submit(partial(self._complete, file))
+                for part in parts:
+                    length = part.span(action.file.size)[1]
+                    buffer = self._buffer(length, scheduler)
+                    etag = etags[action.file.path]
+                    scheduler.submit(partial(self._fetch, file, part, etag, buffer, scheduler))
+            scheduler.finish()
         return {file.entry.path: file.stamp for file in files if file.stamp is not None}
 
-    def _pin(self, files: Sequence[ManifestFile]) -> dict[str, str]:
-        """The ETag of every object, after comparing its size, so that a bad prefix fails early."""
-        etags: dict[str, str] = {}
-        wrong: dict[str, IntegrityError] = {}
+    def _pinned(self, files: Sequence[ManifestFile]) -> Mapping[str, str]:
+        unpinned = [file for file in files if file.path not in self._etags]
+        pins = pin(self._store, self._location, unpinned, concurrency=self._sizing.concurrency)
+        if pins.wrong:
+            raise first_of(pins.wrong)
+        return {**self._etags, **pins.etags}
 
-        def look(file: ManifestFile) -> None:
-            key = self._location.key(file.path)
-            try:
-                info = self._store.head(key)
-            except NotFound as error:
-                if error.reference == "bucket":
-                    raise
-                wrong[file.path] = _missing(file, self._location)
-                return
-            if info.size != file.size:
-                wrong[file.path] = _wrong_size(file, info, self._location)
-            etags[file.path] = info.etag
+    def _threads(self, work: Sequence[tuple[Fetch, Sequence[Part]]]) -> int:
+        """Threads that will have something to do: parts wait for memory, small files for answers."""
+        tasks = sum(max(1, len(parts)) for _, parts in work)
+        if all(self._room(action.file.size) == self._sizing.part_size for action, _ in work):
+            return min(self._sizing.concurrency, max(1, tasks))
+        return min(self._sizing.connections, max(1, tasks))
 
-        with Scheduler(self._sizing.concurrency, name="head") as scheduler:
-            for file in files:
-                scheduler.submit(partial(look, file))
-            scheduler.finish()
-        if wrong:
-            raise _first_of(wrong)
-        return etags
+    def _room(self, length: int) -> int:
+        """The size of the buffer for `length` bytes."""
+        if length <= _EXACT:
+            return length
+        return min(self._sizing.part_size, 1 << (length - 1).bit_length())
+
+    def _buffer(self, length: int, scheduler: Scheduler) -> bytearray:
+        """Take memory for a part, on the submitting thread: whoever has a thread can go."""
+        try:
+            return self._budget.acquire(self._room(length), scheduler.cancelled)
+        except Cancelled:
+            scheduler.raise_error()
+            raise
 
     def _fetch(
-        self, file: _File, part: Part, etag: str, budget: Budget, scheduler: Scheduler
+        self, file: _File, part: Part, etag: str, buffer: bytearray, scheduler: Scheduler
     ) -> None:
         entry = file.entry
         offset, length = part.span(entry.size)
-        buffer = budget.acquire(length, scheduler.cancelled)
         try:
-            with memoryview(buffer) as view:
+            with memoryview(buffer) as whole, whole[:length] as view:
                 self._read(file, offset, view, etag, scheduler)
                 for index in range(part.first, part.first + part.count):
                     start, size = chunk_span(entry.size, index)
@@ -171,7 +186,7 @@ class Fetching:
                 scheduler.cancelled.check()
                 file.write(offset, view)
         finally:
-            budget.release(buffer)
+            self._budget.release(buffer)
         self._report(Moved(length))
         if file.part_done():
             self._complete(file)
@@ -179,7 +194,10 @@ class Fetching:
     def _verify(
         self, file: _File, index: int, chunk: memoryview, etag: str, scheduler: Scheduler
     ) -> None:
-        """Leave the verified bytes of a chunk in `chunk`, asking again when they do not match."""
+        """Leave the verified bytes of a chunk in `chunk`, asking again when they do not match.
+
+        Who fetches bytes that no digest is known of replaces this.
+        """
         entry = file.entry
         offset, size = chunk_span(entry.size, index)
         for _ in range(MAX_REPEATS):
@@ -220,7 +238,7 @@ class Fetching:
                 side="store",
             ) from error
         except NotFound as error:
-            raise _missing(entry, self._location) from error
+            raise missing(entry, self._location) from error
 
     def _complete(self, file: _File) -> None:
         file.finish()
@@ -231,20 +249,24 @@ class _File:
     """A file that parts are written to: opened by the first, made durable and closed by the last."""
 
     def __init__(
-        self, tree: Tree, entry: ManifestFile, name: str, parts: int, expected: Stamp | None
+        self, directory: PartialDirectory, action: Fetch, parts: int, page_cache: PageCache
     ) -> None:
-        self.entry = entry
-        self._expected = expected
+        self.entry = action.file
         self.stamp: Stamp | None = None
-        self._tree = tree
-        self._name = name
+        self._directory = directory
+        self._expected = action.partial
+        self._in_parts = parts > 1
         self._parts = parts
+        self._page_cache = page_cache
         self._lock = threading.Lock()
         self._partial: PartialFile | None = None
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write verified bytes."""
-        self._opened().write(offset, view)
+        file = self._opened()
+        file.write(offset, view)
+        if self._in_parts:  # else it is made durable right away
+            self._page_cache.written(file, offset, len(view))
 
     def part_done(self) -> bool:
         """Count a part; True for the last."""
@@ -254,7 +276,7 @@ class _File:
 
     def finish(self) -> None:
         """Make the file durable."""
-        self.stamp = self._opened().finish()
+        self.stamp = self._opened().finish(drop=self._page_cache.policy == "drop")
 
     def close(self) -> None:
         """Close the file as far as it came."""
@@ -265,41 +287,10 @@ class _File:
     def _opened(self) -> PartialFile:
         with self._lock:
             if self._partial is None:
-                self._partial = PartialFile(
-                    self._tree, self._name, self.entry.size, expected=self._expected
+                self._partial = self._directory.open(
+                    self.entry.path,
+                    self.entry.size,
+                    expected=self._expected,
+                    reserve=self._in_parts,
                 )
             return self._partial
-
-
-def _missing(file: ManifestFile, location: S3Location) -> IntegrityError:
-    return IntegrityError(
-        f"{file.path!r} is in the manifest of {location} but there is no such object",
-        reference="object-missing",
-        hint=f"run `staging verify {location}`, and upload the checkpoint again under a new prefix",
-        side="store",
-    )
-
-
-def _wrong_size(file: ManifestFile, info: ObjectInfo, location: S3Location) -> IntegrityError:
-    return IntegrityError(
-        f"{file.path!r} in {location} has {info.size} bytes, the manifest says {file.size}",
-        reference="object-size",
-        hint=f"run `staging verify {location}`, and upload the checkpoint again under a new prefix",
-        side="store",
-    )
-
-
-def _first_of(wrong: dict[str, IntegrityError]) -> IntegrityError:
-    paths = sorted(wrong, key=lambda path: path.encode("utf-8"))
-    first = wrong[paths[0]]
-    if len(paths) == 1:
-        return first
-    others = ", ".join(repr(path) for path in islice(paths, 1, 1 + _SHOWN))
-    if len(paths) > 1 + _SHOWN:
-        others += f" and {len(paths) - 1 - _SHOWN} more"
-    return IntegrityError(
-        f"{first.message}; wrong as well: {others}",
-        reference=first.reference,
-        hint=first.hint,
-        side="store",
-    )

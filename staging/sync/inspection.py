@@ -7,7 +7,7 @@ a partial file which cannot be made durable goes (I15).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -36,22 +36,34 @@ from staging.vocabulary.manifest import Manifest, ManifestFile
 
 
 def inspect(
-    local: LocalDirectory, manifest: Manifest, *, threads: int, report: Reporter
+    local: LocalDirectory,
+    manifest: Manifest,
+    *,
+    threads: int,
+    report: Reporter,
+    known: Mapping[Stamp, frozenset[Digest]] | None = None,
 ) -> LocalState:
-    """Look at a directory, under its lock, for a plan of `manifest`. Hashes on `threads` threads."""
-    published = _published(local, report)
+    """Look at a directory, under its lock, for a plan of `manifest`. Hashes on `threads` threads.
+
+    `known` are digests of the bytes of files with these stamps, which are not hashed again.
+    """
+    published = published_here(local, report)
     state = LocalState(
-        entries=_entries(local.tree, manifest, published),
+        entries=look_up(local.tree, manifest, published),
         marker=read_marker(local, report),
         published=published,
     )
+    hashed: dict[str, frozenset[Digest]] = {}
+    for path, entry in state.entries.items():
+        if known and entry.kind is Kind.FILE and entry.stamp in known:
+            hashed[path] = known[entry.stamp]
+    state = replace(state, hashed=hashed)
     hashings = [
         Hashing(path, state.entries[path].stamp.size, family)
         for path, families in undecided(manifest, state).items()
         for family in sorted(families, key=lambda family: family.value)
     ]
     hash_chunks(local.tree, hashings, threads=threads, report=report)
-    hashed: dict[str, frozenset[Digest]] = {}
     for hashing in hashings:
         hashed[hashing.path] = hashed.get(hashing.path, frozenset()) | {hashing.digest}
     state = replace(state, hashed=hashed)
@@ -69,7 +81,8 @@ def read_marker(local: LocalDirectory, report: Reporter) -> Marker | None:
         return None
 
 
-def _published(local: LocalDirectory, report: Reporter) -> tuple[Manifest, ...]:
+def published_here(local: LocalDirectory, report: Reporter) -> tuple[Manifest, ...]:
+    """The manifests that lie in a directory; one that cannot be read is reported and left out."""
     found: list[Manifest] = []
     readers: list[Callable[[], Manifest | None]] = [
         local.read_manifest,
@@ -86,7 +99,8 @@ def _published(local: LocalDirectory, report: Reporter) -> tuple[Manifest, ...]:
     return tuple(found)
 
 
-def _entries(tree: Tree, manifest: Manifest, published: Iterable[Manifest]) -> dict[str, Entry]:
+def look_up(tree: Tree, manifest: Manifest, published: Iterable[Manifest]) -> dict[str, Entry]:
+    """The names that a plan depends on, as `LocalState.entries` has them."""
     looked: dict[str, Entry | None] = {}
     for version in (manifest, *published):
         for file in version.files:
@@ -117,6 +131,8 @@ def _partials(
     found: list[tuple[ManifestFile, Entry, Hashing]] = []
     short: dict[str, PartialState] = {}
     directory = partial_directory(manifest.id)
+    if tree.entry(directory) is None:
+        return {}
     for file in files:
         name = f"{directory}/{file.path}"
         entry = tree.entry(name)

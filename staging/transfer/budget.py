@@ -35,8 +35,9 @@ class Budget:
         with self._changed:
             while True:
                 cancelled.check()
-                for index, buffer in enumerate(self._kept):
-                    if len(buffer) == size:
+                # The one that was given back last is the likeliest to be in the processor's cache.
+                for index in range(len(self._kept) - 1, -1, -1):
+                    if len(self._kept[index]) == size:
                         self._taken += size
                         self._held -= size
                         return self._kept.pop(index)

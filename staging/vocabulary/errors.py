@@ -21,7 +21,10 @@ ever carries a credential, a signature or a query string (I13).
 from __future__ import annotations
 
 import signal
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Final, Literal
+
+from staging.vocabulary.redaction import one_line
 
 Side = Literal["source", "store", "local"]
 
@@ -130,3 +133,72 @@ class Interrupted(StagingError):
     def code(self) -> int:
         """128 plus the signal's number, the convention of shells."""
         return 128 + self.signal_number
+
+
+GRAVITY: Final = (2, 12, 10, 11, 16, 17, 15, 14, 1, 18, 13)
+"""Exit codes, the gravest first: which of several failures a program ends with.
+
+What has to be mended before the others can be seen comes first: settings, then access, then what is there.
+Next comes what is wrong with the checkpoint, for no change on this machine helps there, and then this
+machine. Last come the two that promise that running again as it is helps: with anything else to mend it
+does not.
+"""
+
+_MOST_NOTES: Final = 20
+
+
+def by_gravity(errors: Iterable[StagingError]) -> list[StagingError]:
+    """The errors, the gravest first, without those that say the same again."""
+    ranks = {code: rank for rank, code in enumerate(GRAVITY)}
+    distinct: dict[tuple[str, str], StagingError] = {}
+    for error in errors:
+        distinct.setdefault((error.reference, error.message), error)
+    return sorted(distinct.values(), key=lambda error: ranks.get(error.code, -1))
+
+
+def together(errors: Sequence[StagingError]) -> StagingError:
+    """One error for several: the gravest, with the others as notes and all as `document["findings"]`.
+
+    The gravest is the first in the order of `GRAVITY` (an interruption comes before everything). A single
+    error comes back as it is. Raises ValueError when there is none.
+    """
+    if not errors:
+        raise ValueError("no error to raise")
+    gravest, *others = by_gravity(errors)
+    if not others:
+        return gravest
+    kind = type(gravest)
+    whole = kind.__new__(kind, gravest.message)  # subclasses have arguments of their own
+    whole.__dict__.update(vars(gravest))
+    whole.__cause__ = gravest.__cause__ or gravest
+    whole.document = {
+        **gravest.document,
+        "findings": [finding(error) for error in (gravest, *others)],
+    }
+    whole.__notes__ = [
+        *getattr(gravest, "__notes__", ()),
+        *(_in_one_line(error) for error in others[:_MOST_NOTES]),
+    ]
+    if len(others) > _MOST_NOTES:
+        whole.add_note(f"and {len(others) - _MOST_NOTES} more")
+    return whole
+
+
+def finding(error: StagingError) -> dict[str, Any]:
+    """An error as one of several stands in JSON documents."""
+    return {
+        "code": error.code,
+        "reference": error.reference,
+        "side": error.side,
+        "message": one_line(error.message),
+        "hint": None if error.hint is None else one_line(error.hint),
+    }
+
+
+def _in_one_line(error: StagingError) -> str:
+    side = f"{error.side}: " if error.side else ""
+    advice = f"; hint: {error.hint}" if error.hint else ""
+    more = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return one_line(
+        f"also exit {error.code}: {side}{error.message} [{error.reference}]{advice}{more}"
+    )

@@ -42,7 +42,21 @@ class Note:
     warning: bool = False
 
 
-Event = Started | Moved | FileDone | Note
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Another process does the work meanwhile: who, how many bytes it verified, and the wait so far.
+
+    `total` is None while that is not known; `seconds` is how long this process has waited. Told again
+    and again as long as the wait lasts.
+    """
+
+    holder: str
+    done: int
+    total: int | None
+    seconds: float
+
+
+Event = Started | Moved | FileDone | Note | Waiting
 Reporter = Callable[[Event], None]
 
 

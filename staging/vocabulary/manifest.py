@@ -35,6 +35,9 @@ from staging.vocabulary.paths import SafePath, collisions
 
 SCHEMA: Final = "checkpoint-manifest/1"
 FORMAT: Final = "checkpoint/1"
+UNVERIFIED: Final = "unverified"
+"""The annotation of a manifest that was made of a prefix without one."""
+
 MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 """A longer manifest is refused before it is read into memory."""
 
@@ -83,6 +86,12 @@ class Manifest:
     created: str = ""
     tool: str = ""
     annotations: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_unverified(self) -> bool:
+        """True for the manifest of a local copy that nobody published: its digests are of what came."""
+        return UNVERIFIED in self.annotations
+
     id: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -37,9 +37,16 @@ from staging.wire.engine import Engine, send, transport_for
 from staging.wire.failure import clean, failed, refused
 from staging.wire.pace import Pace, Slot
 from staging.wire.transport import CONNECT_TIMEOUT, READ_TIMEOUT, BodyReader
-from staging.wire.wire import Body, BodyBroken, WireError
+from staging.wire.wire import Body, BodyBroken, BodyStalled, WireError
 
 _MAX_ATTEMPTS: Final = 5
+_FOR_CREDENTIALS: Final = Config(
+    connect_timeout=5,
+    read_timeout=10,
+    retries={"mode": "standard", "total_max_attempts": 3},
+)
+"""For the clients that botocore makes itself, of STS: a blocked way there is told in seconds."""
+
 _MOST_LOOKS: Final = 12
 """Times botocore may ask for a bucket's region for one request: it asks again when redirected itself."""
 
@@ -84,6 +91,8 @@ class BotoWire:
         """
         _check_endpoint(connection.endpoint_url)
         self.pace = pace or Pace(ceiling=connection.connections)
+        self.region: str | None = connection.region
+        """The region that requests go to: from the first answer on the bucket's own, wherever it is."""
         self._here = threading.local()
         styles = {True: "path", False: "virtual", None: "auto"}
         settings: Any = {
@@ -94,6 +103,7 @@ class BotoWire:
         }
         try:
             core = botocore.session.Session(profile=connection.profile)
+            core.set_default_client_config(_FOR_CREDENTIALS)
             verify = connection.ca_bundle or core.get_config_variable("ca_bundle")
             region = connection.region or core.get_config_variable("region")
             self._client: Any = core.create_client(
@@ -146,8 +156,9 @@ class BotoWire:
             self._leave()
             raise
         slot, self._here.slot = self._here.slot, None
-        own = self.pace if self._here.by_botocore else None
-        return answer, _BotoBody(answer["Body"], slot, own)
+        return answer, _BotoBody(
+            answer["Body"], slot, self.pace, self._here.tag, pays=self._here.by_botocore
+        )
 
     def close(self) -> None:
         """Close idle connections. No request may follow."""
@@ -161,7 +172,7 @@ class BotoWire:
             answer: Mapping[str, Any] = self._methods[operation](**parameters)
         except boto.ClientError as error:
             raise refused(operation, error) from error
-        except boto.BotoCoreError as error:
+        except (boto.BotoCoreError, OSError) as error:  # a file with credentials is read just now
             raise failed(operation, error) from error
         except ValueError as error:  # a header with a number or a date that is none
             raise WireError(
@@ -219,7 +230,17 @@ class BotoWire:
                     "Redirect",
                     "the store redirects every request, and not to another region",
                 )
+        self._here.tag = _tag(request)
+        if self.pace.is_hopeless(self._here.tag):
+            raise WireError(
+                event_name.rpartition(".")[2],
+                "stalled",
+                "Stalled",
+                "the body was given up several times because nothing of it came any more, or next to"
+                " nothing",
+            )
         context: dict[str, Any] = request.context  # type: ignore[attr-defined]  # newer than the stubs
+        self.region = context.get("signing", {}).get("region") or self.region
         self._leave()
         self._here.slot = self.pace.enter(again=context["retries"]["attempt"] > 1)
         scheme = urlsplit(request.url).scheme
@@ -261,18 +282,27 @@ class BotoWire:
 
 
 class _BotoBody:
-    def __init__(self, stream: StreamingBody, slot: Slot | None, pace: Pace | None) -> None:
+    def __init__(
+        self, stream: StreamingBody, slot: Slot | None, pace: Pace, tag: str, *, pays: bool
+    ) -> None:
         self._stream = stream
         self._slot = slot
-        self._pace = pace  # for who has not paid for what it read
+        self._pace = pace
+        self._tag = tag
+        self._pays = pays  # for what it reads, which nobody has paid for yet
 
     def read_into(self, view: memoryview) -> int:
         try:
             count = int(self._stream.readinto(view))  # type: ignore[arg-type]  # stubs want a file
         # What botocore leaves in urllib3's words, such as a damaged TLS record, is no OSError.
         except (boto.BotoCoreError, HTTPError, OSError) as error:
+            if isinstance(error, boto.ReadTimeoutError):
+                self._pace.stalled(self._tag)
             raise BodyBroken(clean(str(error))) from error
-        if self._pace is not None:
+        except BodyStalled:
+            self._pace.stalled(self._tag)
+            raise
+        if self._pays:
             self._pace.spend(count)
         return count
 
@@ -293,6 +323,13 @@ class _Surroundings:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _tag(request: AWSPreparedRequest) -> str:
+    """The same for each attempt at the same bytes: what is left of a range keeps its end."""
+    wanted = request.headers.get("Range", "")
+    text = wanted.decode() if isinstance(wanted, bytes) else str(wanted)
+    return f"{request.method} {request.url} {text.rpartition('-')[2]}"
 
 
 def _seconds(header: str | None) -> float:

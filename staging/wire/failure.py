@@ -12,6 +12,9 @@ from botocore import exceptions as boto
 from staging.vocabulary.redaction import one_line
 from staging.wire.wire import Cause, WireError
 
+_LONGEST: Final = 300  # characters
+_LONGEST_REFUSAL: Final = 2000
+
 
 class Stalled(boto.ReadTimeoutError):
     """Nothing moves, or next to nothing. A repeat takes another connection."""
@@ -32,19 +35,33 @@ def refused(operation: str, error: boto.ClientError) -> WireError:
     headers: Mapping[str, str] = metadata.get("HTTPHeaders", {})
     # Another operation than the one that was called is one that was to bring its credentials.
     asked = error.operation_name
+    code = clean(str(details.get("Code", "Unknown")))
+    # A refusal names who, what, on what and by which policy: ARNs, and the reason comes last.
+    most = _LONGEST_REFUSAL if code in ("AccessDenied", "AccessDeniedException") else _LONGEST
     return WireError(
         operation=asked,
         cause="answer" if asked == operation else "credentials",
-        code=clean(str(details.get("Code", "Unknown"))),
-        message=clean(str(details.get("Message", ""))),
+        code=code,
+        message=clean(str(details.get("Message", "")), most),
         status=metadata.get("HTTPStatusCode"),
         server_time_skew=_skew(headers.get("date")),
     )
 
 
-def failed(operation: str, error: boto.BotoCoreError) -> WireError:
-    """What kept botocore from getting an answer."""
+def failed(operation: str, error: boto.BotoCoreError | OSError) -> WireError:
+    """What kept botocore from getting an answer.
+
+    An OSError is about a file with credentials: botocore reads the tokens of pods when it needs them, and
+    wraps all failures but those.
+    """
     cause: Cause
+    if isinstance(error, OSError) and not isinstance(error, boto.BotoCoreError):
+        return WireError(
+            operation=operation,
+            cause="credentials",
+            code=type(error).__name__,
+            message=clean(f"{error.filename or 'a file'}: {error.strerror or error}"),
+        )
     if isinstance(error, _CREDENTIALS):
         cause = "credentials"
     elif isinstance(error, boto.ReadTimeoutError):
@@ -91,6 +108,6 @@ def _skew(date: str | None) -> float | None:
     return (datetime.datetime.now(datetime.UTC) - then).total_seconds()
 
 
-def clean(text: str) -> str:
+def clean(text: str, most: int = _LONGEST) -> str:
     """A store's message is a stranger's text (I13), and may be a whole page."""
-    return one_line(text)[:300]
+    return one_line(text)[:most]

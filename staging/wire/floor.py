@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import statistics
 import threading
+import weakref
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -18,6 +19,7 @@ Direction = Literal["up", "down"]
 
 _MARK: Final = 1.0  # seconds between two looks at a stream
 _REMEMBERED: Final = 4096  # requests of which is known that they were dropped before
+_YOUNG: Final = 1.0  # seconds of waiting before a stream's rate means anything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,8 @@ class Floor:
     Under `rate` bytes per second over `seconds` is, always. Under `share` of what the last streams
     of the same direction did (their median, when there are at least `peers`) over `share_seconds`
     is too, once per request, for streams of more than `share_size` bytes: the same bytes over
-    another connection, most likely to another server, are often there sooner.
+    another connection, most likely to another server, are often there sooner. Bytes that were given up
+    `patience` times are not asked for again.
     """
 
     rate: float = 16 * 1024
@@ -36,6 +39,7 @@ class Floor:
     share_seconds: float = 10.0
     share_size: int = 1024 * 1024
     peers: int = 8
+    patience: int = 4
 
 
 class TooSlow(Exception):
@@ -54,13 +58,42 @@ class Rates:
             "down": deque(maxlen=32),
         }
         self._known: OrderedDict[str, None] = OrderedDict()
+        self._stalls: OrderedDict[str, int] = OrderedDict()
+        # A stream that breaks off tells nobody: its meter goes with it.
+        self._running: weakref.WeakSet[Meter] = weakref.WeakSet()
 
     def meter(self, direction: Direction, tag: str, size: int) -> Meter:
         """Measure a stream of `size` bytes. `tag` is the same for each attempt at the same bytes."""
-        return Meter(self, direction, tag, size)
+        meter = Meter(self, direction, tag, size)
+        with self._lock:
+            self._running.add(meter)
+        return meter
 
-    def finished(self, direction: Direction, size: int, seconds: float) -> None:
+    def slowest(self) -> float | None:
+        """Bytes per second of the slowest stream under way, while it was waited for; None for none.
+
+        Streams that were waited for only a moment are left out.
+        """
+        with self._lock:
+            running = list(self._running)
+        return min((rate for meter in running if (rate := meter.rate()) is not None), default=None)
+
+    def stalled(self, tag: str) -> None:
+        """Count a stream that was given up."""
+        with self._lock:
+            self._stalls[tag] = self._stalls.pop(tag, 0) + 1
+            if len(self._stalls) > _REMEMBERED:
+                self._stalls.popitem(last=False)
+
+    def is_hopeless(self, tag: str) -> bool:
+        """Whether these bytes were given up as often as there is patience for."""
+        with self._lock:
+            return self._stalls.get(tag, 0) >= self.floor.patience
+
+    def finished(self, meter: Meter, direction: Direction, size: int, seconds: float) -> None:
         """Remember a stream that came to its end, if it was large enough to tell anything."""
+        with self._lock:
+            self._running.discard(meter)
         if size > self.floor.share_size and seconds > 0:
             with self._lock:
                 self._recent[direction].append(size / seconds)
@@ -111,7 +144,12 @@ class Meter:
 
     def done(self) -> None:
         """The stream came to its end."""
-        self._rates.finished(self._direction, self._bytes, self._seconds)
+        self._rates.finished(self, self._direction, self._bytes, self._seconds)
+
+    def rate(self) -> float | None:
+        """Bytes per second since it began, or None while it is too young; any thread may ask."""
+        seconds = self._seconds
+        return self._bytes / seconds if seconds >= _YOUNG else None
 
     def _look(self) -> None:
         floor = self._rates.floor

@@ -156,6 +156,18 @@ class Pace:
         """Measure a body of `size` bytes; see `staging.wire.floor.Rates.meter`."""
         return self._rates.meter(direction, tag, size)
 
+    def slowest(self) -> float | None:
+        """Bytes per second of the slowest body that is on its way; see `staging.wire.floor.Rates.slowest`."""
+        return self._rates.slowest()
+
+    def stalled(self, tag: str) -> None:
+        """Count a body that was given up because nothing of it came any more, or next to nothing."""
+        self._rates.stalled(tag)
+
+    def is_hopeless(self, tag: str) -> bool:
+        """Whether these bytes were given up so often that asking for them again is no use."""
+        return self._rates.is_hopeless(tag)
+
     def stop(self) -> None:
         """Call the work off: who waits, and who would, gets Stopped, until `resume`."""
         with self._changed:
@@ -163,9 +175,14 @@ class Pace:
             self._changed.notify_all()
 
     def resume(self) -> None:
-        """Let requests go again, such as those that clean up after work that was called off."""
+        """Let requests go again, such as those that clean up after work that was called off.
+
+        They go at once: whoever was told to end has no time for a hold-off that was meant for the work.
+        """
         with self._changed:
             self._stopped = False
+            self._hold_until = float("-inf")
+            self._in_a_row = 0
 
     def _check(self) -> None:
         if self._stopped:

@@ -129,7 +129,10 @@ class RawTransport:
                     raise Untrusted(f"the certificates to trust cannot be read: {error}") from error
             context = self._tls
         try:
-            return context.wrap_socket(plain, server_hostname=origin.host)
+            # Without its parting word an end is none: anybody on the way could cut a body without a length.
+            return context.wrap_socket(
+                plain, server_hostname=origin.host, suppress_ragged_eofs=False
+            )
         except TimeoutError as error:
             raise ConnectTimedOut(str(error)) from error
         except ssl.SSLCertVerificationError as error:
@@ -211,6 +214,9 @@ class _Tls:
                     break
         except TimeoutError:
             return done or None
+        except OSError:
+            if not done:
+                raise  # else what was whole is good, and the next read meets the error again
         return done
 
 

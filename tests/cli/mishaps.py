@@ -21,7 +21,7 @@ from staging.vocabulary.paths import SafePath
 from tests.cli.programs import DOWNLOADER, INSTALLED_DOWNLOADER, STAGING, Programs
 from tests.support import tars
 from tests.support.checkpoints import manifest_of, tar_of, vendor, write_tree
-from tests.support.s3server import Bucket, Fault, ScriptedS3, Status
+from tests.support.s3server import Bucket, Fault, ReplaceBody, ScriptedS3, Status
 
 BUCKET = "models"
 URI = f"s3://{BUCKET}/checkpoints/laguna-xs/"
@@ -410,6 +410,40 @@ def no_permission_to_list(scene: Scene) -> Command:
     return download()
 
 
+@case(12, "identity-fallback", hint="AWS_*")
+def keys_beside_a_role(scene: Scene) -> Command:
+    scene.publish()
+    scene.environment["AWS_ROLE_ARN"] = "arn:aws:iam::111122223333:role/inference-pod-role"
+    scene.environment["AWS_WEB_IDENTITY_TOKEN_FILE"] = str(scene.file(b"x.y.z", "token"))
+    return download()
+
+
+@case(12, "web-identity-token")
+def token_without_a_role(scene: Scene) -> Command:
+    scene.publish()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        scene.environment.pop(name, None)
+    scene.environment["AWS_WEB_IDENTITY_TOKEN_FILE"] = str(scene.file(b"x.y.z", "token"))
+    return download()
+
+
+@case(12, "credentials")
+def key_without_its_secret(scene: Scene) -> Command:
+    scene.publish()
+    del scene.environment["AWS_SECRET_ACCESS_KEY"]
+    return download()
+
+
+@case(12, "web-identity-token")
+def role_whose_token_is_not_there(scene: Scene) -> Command:
+    scene.publish()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        scene.environment.pop(name, None)
+    scene.environment["AWS_ROLE_ARN"] = "arn:aws:iam::111122223333:role/inference-pod-role"
+    scene.environment["AWS_WEB_IDENTITY_TOKEN_FILE"] = str(scene.directory / "no-token")
+    return download()
+
+
 @case(12, "denied", hint="s3:PutObject")
 def no_permission_to_write(scene: Scene) -> Command:
     scene.server.deny("PutObject")
@@ -450,10 +484,13 @@ def more_than_the_disk_has(scene: Scene) -> Command:
     size = shutil.disk_usage(scene.directory).free + 2**30
     digests = [bytes(32)] * chunk_count(size)
     entry = ManifestFile.of(SafePath("model.safetensors"), size, HashFamily.BLAKE3, digests)
-    scene.publish()
     manifest = Manifest.of(HashFamily.BLAKE3, [entry])
     scene.bucket.put(f"{PREFIX}.checkpoint/manifest.json", manifest.encode())
-    return download()
+    # An object as large as that, as far as its listing tells.
+    scene.bucket.put(f"{PREFIX}model.safetensors", bytes(777))
+    listed = ReplaceBody(lambda body: body.replace(b"<Size>777</Size>", b"<Size>%d</Size>" % size))
+    scene.server.script(Fault("ListObjectsV2", listed, occurrence=range(1, 99)))
+    return download(URI, "node", "--layout-check", "off")
 
 
 # 15: conflict
@@ -508,7 +545,14 @@ def directory_in_use(scene: Scene) -> Command:
     fd = os.open(node / ".checkpoint/lock", os.O_RDWR)
     scene.pass_fds.append(fd)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    return download()
+    return download(URI, "node", "--no-wait")
+
+
+@case(15, "not-a-version-link", hint="mount point")
+def directory_where_a_link_belongs(scene: Scene) -> Command:
+    scene.publish()
+    scene.node({"config.json": b"{}"})
+    return download(URI, "node", "--cache", "cache")
 
 
 @case(15, "destination")
@@ -602,6 +646,12 @@ def cut_weights(scene: Scene) -> Command:
     files = vendor(1)
     files["model.safetensors"] = files["model.safetensors"][:-1]
     return staging("check", scene.tar(files))
+
+
+@case(17, "safetensors-broken", hint="publish")
+def published_weights_that_are_none(scene: Scene) -> Command:
+    scene.publish({**vendor(1), "model.safetensors": b"<html>404</html>" * 99})
+    return download()
 
 
 @case(17, "layout-nested", hint="--strip-components 2")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tests.support.stores import credentials
 TIMEOUT: Final = 90.0
 """Seconds a program may take; a guard against hanging, no expectation."""
 
+_ERROR: Final = re.compile(r"^ERROR exit=(\d+) (\S+) (.*)$")
 _SCRIPTS: Final = Path(sysconfig.get_path("scripts"))
 STAGING: Final = (str(_SCRIPTS / "staging"),)
 DOWNLOADER: Final = (sys.executable, "-m", "downloader")
@@ -52,10 +54,16 @@ class Outcome:
         return found
 
     @property
+    def lines(self) -> list[str]:
+        """What is on stderr, with the downloader's last lines in the words of `staging`."""
+        lines = [_ERROR.sub(r"error: \3 [\2]", line) for line in self.stderr.splitlines()]
+        return [re.sub("^HINT ", "hint: ", line) for line in lines]
+
+    @property
     def error(self) -> str:
         """The one error line. Fails when there is none, or more than a hint and notes after it."""
-        lines = self.stderr.splitlines()
-        while lines and lines[-1].startswith("to "):
+        lines = self.lines
+        while lines and lines[-1].startswith(("to ", "NOTE ")):
             lines.pop()
         errors = [line for line in lines if line.startswith("error:")]
         hints = [line for line in lines if line.startswith("hint:")]
@@ -67,7 +75,7 @@ class Outcome:
     @property
     def hint(self) -> str:
         """The hint after the error, empty when there is none."""
-        return next((line for line in self.stderr.splitlines() if line.startswith("hint:")), "")
+        return next((line for line in self.lines if line.startswith("hint:")), "")
 
     @property
     def reference(self) -> str:

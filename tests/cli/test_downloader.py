@@ -45,11 +45,12 @@ def publish(bucket: Bucket, name: str, files: Mapping[str, bytes]) -> Manifest:
 
 
 def ranged(scripted_s3: ScriptedS3) -> Iterator[tuple[str, int]]:
-    """Key and first byte of every range that was asked for."""
+    """Key and first byte of every range that was asked for, but for headers of weights."""
     for request in scripted_s3.requests.of("GetObject"):
         if request.range is not None:
-            first = request.range.removeprefix("bytes=").partition("-")[0]
-            yield request.key, int(first)
+            first, _, last = request.range.removeprefix("bytes=").partition("-")
+            if int(last) >= MIB or not request.key.endswith(".safetensors"):
+                yield request.key, int(first)
 
 
 def test_a_pod_needs_nothing_but_its_environment(
@@ -207,10 +208,10 @@ def test_an_upgrade_in_place_fetches_only_what_differs(
     done = programs.download(uri("b"), node, "--json").document["checkpoints"][0]
     assert done["id"] == upgraded.id
     assert done["fetched_bytes"] == len(b"newer") + len(b"comes")
-    assert sorted(key for key, _ in ranged(scripted_s3)) == [
+    assert {key for key, _ in ranged(scripted_s3)} == {
         "checkpoints/b/added.txt",
         "checkpoints/b/tokenizer/tokenizer.json",
-    ]
+    }
     assert read_tree(node) == newer | {"mine.txt": b"stays"}
     assert (node / "model.safetensors").stat().st_ino == weights.st_ino
     programs.download("verify", node, "--level", "digest", MODEL_EXPECT_ID=upgraded.id)

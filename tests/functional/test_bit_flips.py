@@ -74,9 +74,14 @@ def test_a_flipped_bit_is_found_and_named(
     finally:
         bucket.flip_bit(LOCATION.prefix + path, bit)
     assert caught.value.code == 11
-    assert caught.value.reference == "chunk-digest"
     assert repr(path) in caught.value.message
-    assert f"chunk {chunk} " in caught.value.message
+    if bit < 64 and path.endswith(
+        ".safetensors"
+    ):  # the length of the header, which is looked at first
+        assert caught.value.reference == "header-damaged"
+    else:
+        assert caught.value.reference == "chunk-digest"
+        assert f"chunk {chunk} " in caught.value.message
     assert not (node / READY_NAME).exists()
     assert read_tree(node) == {}  # nothing reached its place
     sync(store, LOCATION, node, OPTIONS)

@@ -151,8 +151,8 @@ def test_one_is_stopped_at_every_request_while_the_other_runs(race: Race, before
 def test_both_are_stopped_and_released_in_turn(race: Race, before: bool) -> None:
     """The first stops at request k, the second at request j; the first ends, then the second."""
     crossings = 0
-    for occurrence in range(8, REQUESTS, 4):
-        for other in range(9, REQUESTS, 3):
+    for occurrence in range(8, REQUESTS, 6):
+        for other in range(9, REQUESTS, 5):
             race.clear()
             held = race.s3.hold(None, access_key="first", before=before, occurrence=occurrence)
             other_held = race.s3.hold(

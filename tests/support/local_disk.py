@@ -109,7 +109,12 @@ class FaultyFs(QuickFs):
         def mkdir() -> None:
             Fs.mkdir(self, name, dir_fd=dir_fd)
             inode = os.stat(name, dir_fd=dir_fd).st_ino
-            if dir_fd is None:
+            above = None if dir_fd is not None else os.stat(os.path.dirname(name)).st_ino
+            if above in self._nodes:
+                self.trace.append(
+                    Op("link", self._nodes[above], os.path.basename(name), self._new_node(inode))
+                )
+            elif dir_fd is None:
                 self._nodes[inode] = 0
             else:
                 self.trace.append(Op("link", self._node(dir_fd), name, self._new_node(inode)))
@@ -145,7 +150,8 @@ class FaultyFs(QuickFs):
 
     def rename(self, old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
         def rename() -> None:
-            node = self._nodes.get(os.stat(old, dir_fd=old_dir_fd).st_ino, -1)
+            status = os.stat(old, dir_fd=old_dir_fd, follow_symlinks=False)
+            node = self._nodes.get(status.st_ino, -1)
             Fs.rename(self, old, new, old_dir_fd=old_dir_fd, new_dir_fd=new_dir_fd)
             if self._node(new_dir_fd) == self._node(old_dir_fd):
                 self.trace.append(Op("rename", self._node(new_dir_fd), new, node, source=old))
@@ -154,6 +160,39 @@ class FaultyFs(QuickFs):
             self.trace.append(Op("unlink", self._node(old_dir_fd), old))
 
         self._change("rename", rename)
+
+    def link(self, old: str, new: str, *, old_dir_fd: int, new_dir_fd: int) -> None:
+        def link() -> None:
+            Fs.link(self, old, new, old_dir_fd=old_dir_fd, new_dir_fd=new_dir_fd)
+            node = self._nodes.get(os.stat(old, dir_fd=old_dir_fd).st_ino, -1)
+            self.trace.append(Op("link", self._node(new_dir_fd), new, node))
+
+        self._change("link", link)
+
+    def symlink(self, target: str, name: str, *, dir_fd: int) -> None:
+        def symlink() -> None:
+            Fs.symlink(self, target, name, dir_fd=dir_fd)
+            inode = os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_ino
+            node = self._new_node(inode)
+            # Where it points to comes with its name: an inode, no data.
+            self.trace.append(Op("write", node, data=os.fsencode(target)))
+            self.trace.append(Op("fsync-file", node))
+            self.trace.append(Op("link", self._node(dir_fd), name, node))
+
+        self._change("symlink", symlink)
+
+    def exchange(self, one: str, other: str, *, one_dir_fd: int, other_dir_fd: int) -> bool:
+        def exchange() -> bool:
+            if not Fs.exchange(self, one, other, one_dir_fd=one_dir_fd, other_dir_fd=other_dir_fd):
+                return False
+            for name, dir_fd in ((one, one_dir_fd), (other, other_dir_fd)):
+                node = self._nodes.get(
+                    os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_ino, -1
+                )
+                self.trace.append(Op("link", self._node(dir_fd), name, node))
+            return True
+
+        return self._change("exchange", exchange)
 
     def unlink(self, name: str, *, dir_fd: int) -> None:
         def unlink() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import inspect
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -163,7 +166,6 @@ def test_removing_a_tree_removes_links_and_not_their_targets(
 
 
 def test_a_document_is_replaced_whole(tree: Tree, root: Path) -> None:
-    (root / "x.json.tmp").write_bytes(b"left by an interrupted run")
     tree.write_document("x.json", b"first")
     inode = (root / "x.json").stat().st_ino
     tree.write_document("x.json", b"second")
@@ -461,3 +463,31 @@ def test_a_link_as_the_directory_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(Conflict) as caught:
         LocalDirectory(tmp_path / "link")
     assert caught.value.reference == "symlink"
+
+
+def test_how_deep_a_directory_goes_is_no_error(tree: Tree, root: Path) -> None:
+    depth = 400  # more than may be called here
+    tree.make_directory("top")
+    with ExitStack() as opened:
+        fd = os.open(root / "top", os.O_RDONLY)
+        opened.callback(lambda: os.close(fd))
+        for _ in range(depth):
+            os.mkdir("x", dir_fd=fd)
+            inner = os.open("x", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + depth // 2)
+    try:
+        assert sum(1 for _ in tree.walk()) == depth + 1
+        tree.remove_tree("top")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert list(root.iterdir()) == []
+
+
+def test_a_walk_goes_in_order_of_names_with_parents_first(tree: Tree) -> None:
+    for path in ("b/d", "a/z/y", "a/c"):
+        tree.make_directory(path)
+    assert [path for path, _ in tree.walk()] == ["a", "a/c", "a/z", "a/z/y", "b", "b/d"]
+    assert [path for path, _ in tree.walk("a")] == ["a/c", "a/z", "a/z/y"]

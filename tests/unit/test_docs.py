@@ -197,7 +197,7 @@ def test_all_commands_are_known() -> None:
         "staging",
         *(
             f"staging {name}"
-            for name in ("check", "doctor", "gc", "ls", "show", "upload", "verify")
+            for name in ("adopt", "check", "doctor", "gc", "ls", "show", "upload", "verify")
         ),
         "model-downloader download",
         "model-downloader verify",
@@ -298,6 +298,14 @@ def test_the_programs_print_documents_of_the_shape_that_is_shown(tmp_path: Path)
             ),
             "`model-downloader --json`": run.download(uri, "node", "--json"),
         }
+        bucket = server.bucket("models")
+        for key in bucket.keys("m/"):
+            if not key.startswith("m/.checkpoint/"):
+                bucket.put(f"copied/{key.removeprefix('m/')}", bucket.get(key))
+        printed["`staging adopt --dry-run --json`"] = run.staging(
+            "adopt", "s3://models/copied/", "--dry-run", "--json"
+        )
+        printed["`staging adopt --json`"] = run.staging("adopt", "s3://models/copied/", "--json")
         (tmp_path / "node" / "config.json").write_bytes(b"{} ")
         printed["`staging verify --json` and `model-downloader verify --json`"] = run.staging(
             "verify", "node", "--json", expect=11

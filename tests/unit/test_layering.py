@@ -152,7 +152,11 @@ def test_threads_start_in_one_place_beside_the_heartbeat() -> None:
                 "concurrent.futures.ThreadPoolExecutor",
             ):
                 starters.add(name_of(path))
-    assert starters == {"staging/transfer/scheduler.py", "staging/cli/progress.py"}
+    assert starters == {
+        "staging/transfer/scheduler.py",
+        "staging/cli/progress.py",
+        "downloader/halt.py",
+    }
 
 
 @pytest.mark.parametrize("module", ["downloader.program", "downloader.__main__"])

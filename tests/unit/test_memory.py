@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from staging.transfer.memory import default_budget
+from staging.transfer.memory import default_budget, memory_limit
 
 MIB = 1024**2
 GIB = 1024**3
@@ -34,6 +34,27 @@ def meminfo(total: int) -> str:
         # both: the lesser counts
         ({V2: f"{8 * GIB}\n", V1: f"{2 * GIB}\n"}, 512 * MIB),
         ({V2: "max\n", V1: V1_UNLIMITED, "proc/meminfo": meminfo(2 * GIB)}, 512 * MIB),
+        # of the process's own group, and of one above it, where the whole tree is mounted
+        (
+            {
+                "proc/self/cgroup": "0::/pods/one\n",
+                "sys/fs/cgroup/pods/one/memory.max": "max\n",
+                "sys/fs/cgroup/pods/memory.max": f"{2 * GIB}\n",
+                "proc/meminfo": meminfo(64 * GIB),
+            },
+            512 * MIB,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:devices:/\n4:cpu,memory:/pods/one\n0::/\n",
+                "sys/fs/cgroup/memory/pods/one/memory.limit_in_bytes": f"{3 * GIB}\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": V1_UNLIMITED,
+            },
+            768 * MIB,
+        ),
+        # the host's name of a group that is mounted as the topmost one, and one out of sight
+        ({"proc/self/cgroup": "0::/kubepods/x\n", V2: f"{2 * GIB}\n"}, 512 * MIB),
+        ({"proc/self/cgroup": "0::/../../x\n", "x/memory.max": f"{2 * GIB}\n"}, 192 * MIB),
         # no limit
         ({"proc/meminfo": meminfo(2 * GIB)}, 512 * MIB),
         ({"proc/meminfo": meminfo(2048 * GIB)}, 4 * GIB),
@@ -55,3 +76,11 @@ def test_a_quarter_of_the_least_limit_within_bounds(
 
 def test_this_machine_has_some() -> None:
     assert 192 * MIB <= default_budget() <= 4 * GIB
+    assert (memory_limit() or 0) > 64 * MIB
+
+
+def test_the_limit_itself_is_the_least_that_is_known(tmp_path: Path) -> None:
+    assert memory_limit(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(meminfo(64 * GIB), encoding="ascii")
+    assert memory_limit(tmp_path) == 64 * GIB

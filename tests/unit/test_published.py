@@ -271,6 +271,17 @@ def test_files_that_nobody_published(
     error = refusal(store)
     assert error.reference == "not-published"
     assert error.message.endswith(f"it holds {count} but no .checkpoint/manifest.json")
+    assert f"`staging adopt {LOCATION}`" in str(error.hint)
+    assert "`model-downloader --unverified allow`" in str(error.hint)
+    assert "`staging upload`" in str(error.hint)
+
+
+def test_the_command_that_publishes_a_prefix_can_be_pasted(
+    server: ScriptedS3, store: S3Store
+) -> None:
+    location = S3Location(BUCKET, "a b/$(x)/")
+    fill(server, f"{location.prefix}config.json")
+    assert "`staging adopt 's3://models/a b/$(x)/'`" in str(refusal(store, location).hint)
 
 
 def test_another_version_than_the_pinned_one(server: ScriptedS3, store: S3Store) -> None:

@@ -44,11 +44,11 @@ def test_a_file_that_no_object_can_hold_is_malformed_input(size: int) -> None:
 @pytest.mark.parametrize(
     ("memory", "cores", "expected"),
     [
-        (MIN_MEMORY, 64, Sizing(part_size=16 * MIB, concurrency=1)),
-        (192 * MIB, 2, Sizing(part_size=16 * MIB, concurrency=6)),
-        (4 * GIB, 1, Sizing(part_size=16 * MIB, concurrency=8)),
-        (4 * GIB, 4, Sizing(part_size=16 * MIB, concurrency=16)),
-        (4 * GIB, 192, Sizing(part_size=16 * MIB, concurrency=32)),
+        (MIN_MEMORY, 64, Sizing(part_size=16 * MIB, concurrency=1, connections=128)),
+        (192 * MIB, 2, Sizing(part_size=16 * MIB, concurrency=6, connections=8)),
+        (4 * GIB, 1, Sizing(part_size=16 * MIB, concurrency=8, connections=8)),
+        (4 * GIB, 4, Sizing(part_size=16 * MIB, concurrency=16, connections=16)),
+        (4 * GIB, 192, Sizing(part_size=16 * MIB, concurrency=128, connections=128)),
     ],
 )
 def test_what_is_chosen_for_a_machine(memory: int, cores: int, expected: Sizing) -> None:
@@ -57,7 +57,7 @@ def test_what_is_chosen_for_a_machine(memory: int, cores: int, expected: Sizing)
 
 def test_what_is_given_is_kept() -> None:
     assert choose(1, memory=GIB, cores=1, part_size=64 * MIB, concurrency=14) == Sizing(
-        part_size=64 * MIB, concurrency=14
+        part_size=64 * MIB, concurrency=14, connections=14
     )
 
 

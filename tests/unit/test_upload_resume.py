@@ -288,7 +288,7 @@ def test_what_a_later_run_may_not_meet_keeps_parts_and_says_how_to_go_on(
         publish(tar, store)
     (waiting,) = s3.bucket(BUCKET).uploads()
     assert len(waiting.parts) == 1
-    keep, drop = caught.value.__notes__
+    *_, keep, drop = caught.value.__notes__
     assert keep.startswith("to continue: ")
     assert drop == f"to drop it: staging gc --uploads {LOCATION} --older-than 0s --yes"
     assert caught.value.document["kept_uploads"] == 1

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
+from staging.store.s3 import S3Store
+from staging.transfer.ranges import read_range
+from staging.transfer.scheduler import Cancellation
+from staging.vocabulary.errors import Stalled
+from staging.wire.boto import BotoWire, Connection
 from staging.wire.floor import Direction, Floor, Rates, TooSlow
 from staging.wire.pace import Counts, Pace
 from staging.wire.wire import Stopped
+from tests.support.s3server import Fault, ScriptedS3, StallBody
+from tests.support.stores import credentials
 
 
 class Time:
@@ -273,3 +282,84 @@ def test_memory_of_dropped_requests_is_bounded() -> None:
     assert all(rates.first_time(f"tag {number}") for number in range(5000))
     assert not rates.first_time("tag 4999")
     assert rates.first_time("tag 0")
+
+
+def test_the_slowest_stream_is_one_that_is_under_way_and_was_waited_for() -> None:
+    rates = Rates(Floor())
+    assert rates.slowest() is None
+    young, fast, slow = (rates.meter("down", tag, 64 * MIB) for tag in ("a", "b", "c"))
+    young.moved(10, 0.5)
+    fast.moved(8 * MIB, 2.0)
+    slow.moved(2 * MIB, 2.0)
+    assert rates.slowest() == MIB
+    slow.done()
+    assert rates.slowest() == 4 * MIB
+    del fast  # one that broke off says nothing of its end
+    assert rates.slowest() is None
+
+
+def test_bytes_that_were_given_up_often_enough_are_hopeless() -> None:
+    rates = Rates(Floor(patience=3))
+    for _ in range(2):
+        rates.stalled("t")
+        assert not rates.is_hopeless("t")
+    rates.stalled("t")
+    assert rates.is_hopeless("t")
+    assert not rates.is_hopeless("other")
+
+
+def test_memory_of_stalls_is_bounded() -> None:
+    rates = Rates(Floor(patience=1))
+    for number in range(5000):
+        rates.stalled(f"tag {number}")
+    assert rates.is_hopeless("tag 4999")
+    assert not rates.is_hopeless("tag 0")
+
+
+def test_work_that_goes_on_after_it_was_called_off_waits_for_no_hold_off() -> None:
+    time = Time()
+    one = pace(time)
+    busy(one, 77)
+    one.stop()
+    with pytest.raises(Stopped):
+        one.enter()
+    one.resume()
+    one.enter().leave()
+    assert time.waits == []
+    # The next busy answer is the first one in a row.
+    busy(one)
+    good(one, 1)
+    assert time.waits == pytest.approx([0.2])
+
+
+@pytest.mark.parametrize("engine", ["raw", "crt"])
+@pytest.mark.parametrize("after_bytes", [0, 100_000])
+def test_a_server_that_stops_sending_for_good_is_a_stall(
+    engine: str, after_bytes: int, scripted_s3: ScriptedS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bounded time, whether each attempt brings some bytes or none."""
+    for name, value in credentials(scripted_s3).items():
+        monkeypatch.setenv(name, value)
+    scripted_s3.bucket("b").put("k", bytes(range(256)) * 4096)
+    with StallBody(after_bytes) as stall:
+        scripted_s3.script(Fault("GetObject", stall, occurrence=None))
+        wire = BotoWire(
+            Connection(endpoint_url=scripted_s3.endpoint_url, engine=engine),  # type: ignore[arg-type]
+            Pace(
+                ceiling=4, clock=lambda: time.monotonic() * 200
+            ),  # half a second is a minute and more
+        )
+        store = S3Store(wire, "b")
+        with pytest.raises(Stalled) as caught:
+            read_range(
+                store,
+                "k",
+                0,
+                memoryview(bytearray(1024 * 1024)),
+                etag=store.head("k").etag,
+                cancelled=Cancellation(),
+                rng=random.Random(1),
+            )
+        assert caught.value.reference == "stalled"
+        assert scripted_s3.requests.count("GetObject") <= 5
+    wire.close()

@@ -382,11 +382,10 @@ def test_a_wait_before_a_repeat_ends_when_the_work_is_called_off(
         wire.call("ListObjectsV2", {"Bucket": "b"})
     assert len(scripted_s3.requests) == len(waits) == 1
     if status == 503:
-        wire.pace.resume()
+        wire.pace.resume()  # who cleans up does not wait for what the work was told to wait for
         with pytest.raises(Stopped):
             wire.call("ListObjectsV2", {"Bucket": "b"})
-        assert waits[1] == pytest.approx(77, abs=5)
-        assert len(scripted_s3.requests) == 1
+        assert len(scripted_s3.requests) == 2
     wire.close()
 
 

@@ -1,0 +1,357 @@
+"""All that can be known before the first byte of a weight is fetched, found in seconds and told together.
+
+    what was read of the manifest, or why it was not; may the prefix be listed, then
+    one listing                  is every object there, in its size
+    the headers of all shards    may objects be read and decrypted; are the shards whole
+    layout rules                 would the files serve
+    the directory                may it be written to, is its disk large enough
+
+Invariants: of weights nothing is read but headers, at most two requests each; files that the ready marker
+vouches for are not looked at; nothing on the local disk is created or changed; a finding never hides another.
+A checkpoint that was published with its rules switched off gets warnings for them instead of findings, and
+without `layout_check` no object but the manifest is read.
+Not guaranteed: that the disk stays free, or that what may be read now may be read later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from staging.directory.fs import Fs
+from staging.layout.inventory import Inventory, is_safetensors
+from staging.layout.rules import Finding, check
+from staging.store.store import Store
+from staging.sync.destination import Destination, look
+from staging.sync.headers import read_headers
+from staging.sync.options import SyncOptions
+from staging.sync.pins import Pins, pin
+from staging.sync.plan import Fetch, Keep, Refuse, Remove
+from staging.sync.refusal import refusal_of
+from staging.sync.space import check_space
+from staging.vocabulary.errors import (
+    AccessDenied,
+    IntegrityError,
+    LayoutInvalid,
+    MalformedInput,
+    NoSpace,
+    StagingError,
+    by_gravity,
+    together,
+)
+from staging.vocabulary.events import Note, Reporter, silent
+from staging.vocabulary.location import S3Location
+from staging.vocabulary.manifest import Manifest, ManifestFile
+
+_CONCURRENCY: Final = 32
+_SHOWN: Final = 3
+_BROKEN: Final = "safetensors-broken"
+_ABOUT_PERMISSIONS: Final = ("denied", "kms-key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """What was found. `etags` are the versions of the objects, by path, as far as they were looked at.
+
+    `findings` has the gravest first; the files can be fetched when there is none. `needed_bytes` are
+    those that have to be allocated still, at least, and `free_bytes` those that are free; None where that
+    cannot be known.
+    """
+
+    manifest: Manifest | None
+    etags: Mapping[str, str]
+    findings: tuple[StagingError, ...]
+    needed_bytes: int | None
+    free_bytes: int | None
+
+    def require(self) -> Manifest:
+        """The manifest, when nothing was found. Raises one error for all findings otherwise."""
+        if self.findings:
+            raise together(self.findings)
+        if self.manifest is None:
+            raise ValueError("neither a manifest nor a finding")
+        return self.manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """A preflight, and the plan as far as names and sizes can tell. Sizes in bytes.
+
+    `kept_files` are vouched for by the ready marker. `checked_files` have the right size and would be
+    hashed first; what is not right among them would be refused or fetched. `fetched_bytes` are at
+    most those of the other files: `partial_bytes` of them may lie there from an interrupted run.
+    """
+
+    preflight: Preflight
+    fetched_files: int
+    fetched_bytes: int
+    partial_bytes: int
+    kept_files: int
+    kept_bytes: int
+    checked_files: int
+    checked_bytes: int
+    removed_files: int
+
+
+def preflight(
+    store: Store,
+    location: S3Location,
+    directory: Path,
+    options: SyncOptions,
+    report: Reporter = silent,
+    *,
+    manifest: Manifest | StagingError,
+    fs: Fs | None = None,
+    spared: Collection[str] = (),
+) -> Preflight:
+    """Find out whether `manifest` can be fetched from `location` into `directory`, and would serve.
+
+    `manifest` is what `read_manifest` returned or raised. `spared` are paths whose bytes are elsewhere on
+    this disk already and will be linked: they need neither space nor a look. Everything that is wrong is
+    in the findings; nothing is raised for it.
+    """
+    known = None if isinstance(manifest, StagingError) else manifest
+    there = look(directory, known, fs=fs or Fs(), spared=spared)
+    return _preflight(store, location, options, report, manifest, there, spared)
+
+
+def examine(
+    store: Store,
+    location: S3Location,
+    directory: Path,
+    options: SyncOptions,
+    report: Reporter = silent,
+    *,
+    manifest: Manifest | StagingError,
+    fs: Fs | None = None,
+    spared: Collection[str] = (),
+) -> Examination:
+    """A preflight with the local plan: what a run would do. Creates nothing and changes nothing on disk.
+
+    What stands in the way in the directory is among the findings.
+    """
+    known = None if isinstance(manifest, StagingError) else manifest
+    there = look(directory, known, fs=fs or Fs(), spared=spared)
+    found = _preflight(store, location, options, report, manifest, there, spared)
+    conflict = refusal_of(
+        [action for action in there.actions if isinstance(action, Refuse)], directory
+    )
+    if conflict is not None:
+        found = replace(found, findings=tuple(by_gravity([*found.findings, conflict])))
+    fetches = [
+        action
+        for action in there.actions
+        if isinstance(action, Fetch) and action.file.path not in spared
+    ]
+    kept = [action.file for action in there.actions if isinstance(action, Keep)]
+    vouched = [file.size for file in kept if file.path in there.vouched]
+    unsure = [file.size for file in kept if file.path not in there.vouched]
+    return Examination(
+        preflight=found,
+        fetched_files=len(fetches),
+        fetched_bytes=sum(action.file.size for action in fetches),
+        partial_bytes=sum(min(action.allocated, action.file.size) for action in fetches),
+        kept_files=len(vouched),
+        kept_bytes=sum(vouched),
+        checked_files=len(unsure),
+        checked_bytes=sum(unsure),
+        removed_files=sum(isinstance(action, Remove) for action in there.actions),
+    )
+
+
+def _preflight(
+    store: Store,
+    location: S3Location,
+    options: SyncOptions,
+    report: Reporter,
+    manifest: Manifest | StagingError,
+    there: Destination,
+    spared: Collection[str],
+) -> Preflight:
+    findings: list[StagingError] = []
+    etags: Mapping[str, str] = {}
+    if isinstance(manifest, StagingError):
+        findings += [manifest, *_may_list(store, location, manifest)]
+    else:
+        wanted = [
+            file
+            for file in manifest.files
+            if file.path not in there.vouched and file.path not in spared
+        ]
+        looked = _Look(store, location, manifest, options, report)
+        etags = looked.at(wanted)
+        findings += looked.findings
+    findings += there.findings
+    if there.needed_bytes is not None:
+        try:
+            check_space(there.needed_bytes, there.free_bytes, there.directory)
+        except NoSpace as error:
+            findings.append(error)
+    return Preflight(
+        manifest=None if isinstance(manifest, StagingError) else manifest,
+        etags=etags,
+        findings=tuple(by_gravity(findings)),
+        needed_bytes=there.needed_bytes,
+        free_bytes=there.free_bytes,
+    )
+
+
+def _may_list(store: Store, location: S3Location, refused: StagingError) -> Iterable[StagingError]:
+    """When the manifest may not be read: may the prefix be listed? So that both are told at once."""
+    if isinstance(refused, AccessDenied) and refused.reference in _ABOUT_PERMISSIONS:
+        try:
+            store.list_level(location.prefix, limit=1)
+        except StagingError as error:
+            return [error]
+    return []
+
+
+class _Look:
+    """One look at the objects of a manifest."""
+
+    def __init__(
+        self,
+        store: Store,
+        location: S3Location,
+        manifest: Manifest,
+        options: SyncOptions,
+        report: Reporter,
+    ) -> None:
+        self.findings: list[StagingError] = []
+        self._store = store
+        self._location = location
+        self._manifest = manifest
+        self._options = options
+        self._report = report
+
+    def at(self, wanted: Sequence[ManifestFile]) -> Mapping[str, str]:
+        """Look at the objects of these files, and return the versions of those that are as they must be."""
+        try:
+            pins = self._pins([file for file in wanted if file.size])
+            broken = self._headers(wanted, pins)
+        except StagingError as error:  # the others would fail in the same way
+            self.findings.append(error)
+            return {}
+        if self._options.layout_check:
+            self._judge(broken)
+        return pins.etags
+
+    def _pins(self, files: Sequence[ManifestFile]) -> Pins:
+        try:
+            pins = pin(
+                self._store,
+                self._location,
+                files,
+                concurrency=self._options.concurrency or _CONCURRENCY,
+            )
+        except AccessDenied as error:
+            raise self._with_reason(error, files) from error
+        self.findings += _grouped(pins.wrong)
+        return pins
+
+    def _with_reason(self, error: AccessDenied, files: Sequence[ManifestFile]) -> StagingError:
+        """S3 gives no reason with the refusal of a HEAD: a GET that reads nothing is told why."""
+        if error.reference != "denied":
+            return error
+        try:
+            self._store.read(self._location.key(files[0].path), limit=0)
+        except MalformedInput:  # this one may be read
+            return error
+        except StagingError as told:
+            return told
+        return error
+
+    def _headers(self, wanted: Sequence[ManifestFile], pins: Pins) -> Mapping[str, str]:
+        """Read the headers of all shards; without any, the start of the largest file, for its key's sake."""
+        if not self._options.layout_check:
+            return {}
+        shards = [
+            file
+            for file in wanted
+            if is_safetensors(file.path) and (file.path in pins.etags or not file.size)
+        ]
+        others = [file for file in wanted if file.path in pins.etags]
+        headers = read_headers(
+            self._store,
+            self._location,
+            shards or sorted(others, key=lambda file: -file.size)[:1],
+            pins.etags,
+            memory=self._options.memory,
+            concurrency=self._options.concurrency,
+            report=self._report,
+        )
+        self.findings += _grouped(headers.wrong)
+        return headers.broken if shards else {}
+
+    def _judge(self, broken: Mapping[str, str]) -> None:
+        """Apply the layout rules to the whole checkpoint."""
+        sizes = {str(file.path): file.size for file in self._manifest.files}
+        by_rule: dict[str, list[Finding]] = {}
+        for finding in check(Inventory(sizes, dict(broken))):
+            if finding.severity == "error":
+                by_rule.setdefault(finding.rule, []).append(finding)
+        checked = self._manifest.layout.get("checked")
+        for rule, found in by_rule.items():
+            error: StagingError = _would_not_serve(found, self._location)
+            if checked is True and rule == _BROKEN:
+                error = _damaged(found, self._location)
+            if checked is False:
+                text = f"{error.message}; it was published with --layout-check off"
+                self._report(Note(text, warning=True))
+            else:
+                self.findings.append(error)
+
+
+def _damaged(errors: Sequence[Finding], location: S3Location) -> IntegrityError:
+    """For headers that were whole when they were published: these are not the bytes of then."""
+    paths = [finding.path for finding in errors[1:] if finding.path is not None]
+    return IntegrityError(
+        f"{location}: {errors[0].message}{_and_others(paths)}; it was whole when it was published",
+        reference="header-damaged",
+        hint=f"run again, for it may have happened on the way; `staging verify {location} --level digest`"
+        " tells whether the object is damaged: then upload the checkpoint again under a new prefix",
+        side="store",
+    )
+
+
+def _would_not_serve(errors: Sequence[Finding], location: S3Location) -> LayoutInvalid:
+    paths = [finding.path for finding in errors[1:] if finding.path is not None]
+    return LayoutInvalid(
+        f"{location}: {errors[0].message}{_and_others(paths)}",
+        reference=errors[0].rule,
+        hint=f"{errors[0].hint}, and publish it under a new prefix; --layout-check off fetches it as it is",
+        side="store",
+    )
+
+
+def _grouped(errors: Mapping[str, StagingError]) -> list[StagingError]:
+    """One error for all files of which the same is wrong; the first, in order of paths, stands for them."""
+    groups: dict[tuple[type[StagingError], str], list[str]] = {}
+    for path in sorted(errors, key=lambda path: path.encode("utf-8")):
+        groups.setdefault((type(errors[path]), errors[path].reference), []).append(path)
+    found = []
+    for paths in groups.values():
+        first = errors[paths[0]]
+        if len(paths) > 1:
+            whole = type(first)(
+                f"{first.message}{_and_others(paths[1:])}",
+                reference=first.reference,
+                hint=first.hint,
+                side=first.side,
+            )
+            whole.__cause__ = first
+            for note in getattr(first, "__notes__", ()):
+                whole.add_note(note)
+            first = whole
+        found.append(first)
+    return found
+
+
+def _and_others(paths: Sequence[str]) -> str:
+    if not paths:
+        return ""
+    shown = ", ".join(repr(path[:200]) for path in paths[:_SHOWN])
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return f"; the same of {shown}{more}"
