@@ -41,7 +41,7 @@ class Log:
             line: dict[str, object] = {"time": utc_now(), "level": level, "event": event}
             self._writer.write(json.dumps({**line, "message": text, **fields}, default=str))
         else:
-            self._writer.write(stamped(text, level))
+            self._writer.write(stamped(one_line(text), level))
 
     def info(self, event: str, text: str, **fields: object) -> None:
         """Write a line, unless only warnings are wanted."""

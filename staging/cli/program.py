@@ -49,7 +49,10 @@ class Ending:
     def tell(self, error: StagingError) -> None:
         """Tell of the error that ends the program."""
         if self.as_json:
-            print_json({**error.document, "error": describe(error)})
+            try:
+                print_json({**error.document, "error": describe(error)})
+            except OSError:  # people are told all the same
+                _give_stdout_up()
         self.say(error)
 
     def say(self, error: StagingError) -> None:
@@ -88,9 +91,8 @@ def run(
         interrupted = interruption(signalled)
         ending.tell(interrupted)
         return interrupted.code
-    except BrokenPipeError:
-        # Whoever read our results has gone; the interpreter must not fail again while flushing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our results has gone
+        _give_stdout_up()
         return 1
     finally:
         settle_stderr()
@@ -114,16 +116,49 @@ def _run(
         return 130
     except BrokenPipeError:  # no defect
         raise
-    except Exception as error:
-        unexpected = StagingError(
-            f"unexpected {type(error).__name__}: {error}",
-            reference="unexpected",
-            hint="this is a defect: report it with the lines above",
+    except OSError as error:
+        if not _is_stdout_lost():
+            return _defect(error, ending)
+        _give_stdout_up()
+        lost = StagingError(
+            f"the result cannot be written to stdout: {os.strerror(error.errno or 0)}",
+            reference="output",
+            hint="what was asked for is done; make room where stdout goes, then run again to see it",
+            side="local",
         )
-        ending.trace(traceback.format_exc())
-        ending.tell(unexpected)
-        return unexpected.code
+        ending.tell(lost)
+        return lost.code
+    except Exception as error:
+        return _defect(error, ending)
     return 0
+
+
+def _defect(error: Exception, ending: Ending) -> int:
+    """Tell of an exception that nobody expected. Returns the exit code."""
+    unexpected = StagingError(
+        f"unexpected {type(error).__name__}: {error}",
+        reference="unexpected",
+        hint="this is a defect: report it with the lines above",
+    )
+    ending.trace("".join(traceback.format_exception(error)))
+    ending.tell(unexpected)
+    return unexpected.code
+
+
+def _is_stdout_lost() -> bool:
+    """Whether what was printed cannot be written: a full disk, a terminal that has gone."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _give_stdout_up() -> None:
+    """Lead stdout nowhere: the interpreter must not fail again while it flushes at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def fill_standard_streams() -> None:

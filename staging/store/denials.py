@@ -204,7 +204,7 @@ def _missing(refusal: Refusal, action: str, resource: str, *, of: str) -> str:
     statement: dict[str, Any] = {"Effect": "Allow", "Action": action, "Resource": resource}
     if refusal.lack == "resource-based policy":
         place = f"the policy of the {of}"
-        statement["Principal"] = {"AWS": refusal.role or "*"}
+        statement["Principal"] = {"AWS": refusal.role or "ARN-OF-THE-ROLE"}
         if of == "key":
             statement["Resource"] = "*"  # in a key's policy: this key
     elif refusal.lack == "VPC endpoint policy":

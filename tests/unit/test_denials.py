@@ -176,6 +176,15 @@ def test_a_key_is_named(action: str) -> None:
     assert statement(error) == {"Effect": "Allow", "Action": action, "Resource": KEY}
 
 
+def test_a_statement_for_nobody_in_particular_opens_nothing_to_the_world() -> None:
+    said_of_nobody = (
+        f'User: anonymous is not authorized to perform: s3:GetObject on resource: "{OBJECT}" because'
+        " no resource-based policy allows the s3:GetObject action"
+    )
+    error = refused("GetObject", said_of_nobody)
+    assert statement(error)["Principal"] == {"AWS": "ARN-OF-THE-ROLE"}
+
+
 def test_a_keys_own_policy() -> None:
     lack = lacking("resource-based policy", "kms:Decrypt")
     error = refused("GetObject", said("kms:Decrypt", KEY, lack))
