@@ -1,7 +1,7 @@
 """A directory that pods share: complete versions side by side, each under its id.
 
     CACHE/sha256-<hex>/                            a complete version with its manifest and marker
-    CACHE/.checkpoint-cache/work/sha256-<hex>/     the same, while it is being filled
+    CACHE/.checkpoint-cache/filling/sha256-<hex>/  the same, while it is being filled
     CACHE/.checkpoint-cache/locks/sha256-<hex>     held by whoever fills that version
     CACHE/.checkpoint-cache/trash/                 what was taken out and is being removed
 
@@ -37,7 +37,7 @@ from staging.vocabulary.errors import StagingError
 from staging.vocabulary.events import Moved, Reporter
 
 CONTROL: Final = ".checkpoint-cache"
-_WORK: Final = f"{CONTROL}/work"
+_WORK: Final = f"{CONTROL}/filling"
 _LOCKS: Final = f"{CONTROL}/locks"
 _TRASH: Final = f"{CONTROL}/trash"
 

@@ -448,7 +448,7 @@ def test_remains_of_a_replaced_version_are_in_nobodys_way(
     command = ["s3://models/a", "node", "--cache", "cache"]
     programs.download(*command)
     version = manifest.id.replace(":", "-")
-    work = programs.directory / "cache/.checkpoint-cache/work" / version
+    work = programs.directory / "cache/.checkpoint-cache/filling" / version
     (programs.directory / "cache" / version).rename(work)
     (work / "config.yaml").write_bytes(b"damaged")
     programs.download(*command, "--dry-run")

@@ -136,8 +136,8 @@ def assert_tidy(cache: Path, manifests: list[Manifest]) -> None:
         control.name,
         *(name_of(manifest) for manifest in manifests),
     }
-    assert sorted(path.name for path in control.iterdir()) == ["locks", "trash", "work"]
-    assert list((control / "work").iterdir()) == []
+    assert sorted(path.name for path in control.iterdir()) == ["filling", "locks", "trash"]
+    assert list((control / "filling").iterdir()) == []
     assert list((control / "trash").iterdir()) == []
 
 
@@ -319,7 +319,7 @@ def test_remains_of_a_replaced_version_do_not_stand_in_the_way(
 ) -> None:
     """Killed right after the exchange, what was damaged lies in the work directory."""
     manifest = store.publish(A, FILES_A)
-    work = cache / ".checkpoint-cache/work" / name_of(manifest)
+    work = cache / ".checkpoint-cache/filling" / name_of(manifest)
     work.mkdir(parents=True)
     (work / "config.json").write_bytes(bytes(900))
     run(store, A, cache, link)
