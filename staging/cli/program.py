@@ -51,6 +51,8 @@ class Ending:
         if self.as_json:
             try:
                 print_json({**error.document, "error": describe(error)})
+            except BrokenPipeError:  # nobody wants to know
+                raise
             except OSError:  # people are told all the same
                 _give_stdout_up()
         self.say(error)
