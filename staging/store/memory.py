@@ -23,7 +23,9 @@ from staging.store.store import (
     Listing,
     MultipartUpload,
     ObjectInfo,
+    Seen,
     UploadedPart,
+    unseen,
 )
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import Bytes
@@ -81,7 +83,9 @@ class MemoryStore:
             )
         return found.data, found.info
 
-    def read_into(self, key: str, offset: int, buffer: memoryview, *, etag: str) -> int:
+    def read_into(
+        self, key: str, offset: int, buffer: memoryview, *, etag: str, seen: Seen = unseen
+    ) -> int:
         """Fill `buffer` from `offset` of the version `etag`. Raises NotFound, Changed."""
         with self._lock:
             found = self._get(key)
@@ -92,6 +96,7 @@ class MemoryStore:
                 side="store",
             )
         buffer[:] = found.data[offset : offset + len(buffer)]
+        seen(buffer)
         return len(buffer)
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:

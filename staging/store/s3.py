@@ -21,7 +21,9 @@ from staging.store.store import (
     Listing,
     MultipartUpload,
     ObjectInfo,
+    Seen,
     UploadedPart,
+    unseen,
 )
 from staging.vocabulary.digest import Bytes
 from staging.vocabulary.errors import (
@@ -34,6 +36,9 @@ from staging.vocabulary.errors import (
 from staging.wire.wire import Body, BodyBroken, Wire, WireError
 
 _READ_ATTEMPTS: Final = 5
+_EMPTY_PAGES: Final = 1000
+"""Empty pages in a row after which a listing is given up; S3 has some where many objects were deleted."""
+
 _CONFLICT_ATTEMPTS: Final = 4
 _CONFLICT_PAUSE: Final = 0.2  # seconds before the first repeat; doubles each time
 
@@ -84,7 +89,9 @@ class S3Store:
             side="store",
         )
 
-    def read_into(self, key: str, offset: int, buffer: memoryview, *, etag: str) -> int:
+    def read_into(
+        self, key: str, offset: int, buffer: memoryview, *, etag: str, seen: Seen = unseen
+    ) -> int:
         """Read a range of one version."""
         last = offset + len(buffer) - 1
         condition = self._pin(key, etag)
@@ -102,27 +109,21 @@ class S3Store:
                     hint="nothing may rewrite a published object; see who did, then run again",
                     side="store",
                 )
-            return _fill(body, buffer)
+            return _fill(body, buffer, seen)
         finally:
             body.close()
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """All objects below `prefix`, page by page."""
-        more: dict[str, Any] = {}
-        while True:
+        pages = _Pages(f"the listing of s3://{self._bucket}/{prefix}")
+        more: dict[str, Any] | None = {}
+        while more is not None:
             answer = self._call("ListObjectsV2", None, Prefix=prefix, **more)
             if "IsTruncated" not in answer:  # an empty answer must not pass for an empty bucket
-                raise StagingError(
-                    f"the listing of s3://{self._bucket}/{prefix} does not say whether it is whole",
-                    reference="request",
-                    hint="something between here and the store cuts answers, or it is no S3 store",
-                    side="store",
-                )
+                raise pages.refusal("does not say whether it is whole")
             for entry in answer.get("Contents", []):
                 yield _info(entry["Key"], entry, size=entry["Size"])
-            if not answer.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": answer["NextContinuationToken"]}
+            more = pages.after(answer, "Contents", ContinuationToken="NextContinuationToken")
 
     def list_level(self, prefix: str, *, limit: int = 1000) -> Listing:
         """One level below `prefix`."""
@@ -204,24 +205,23 @@ class S3Store:
 
     def list_multipart_uploads(self, prefix: str) -> Iterator[ListedUpload]:
         """All open uploads below `prefix`, page by page."""
-        more: dict[str, Any] = {}
-        while True:
+        pages = _Pages(f"the listing of uploads below s3://{self._bucket}/{prefix}")
+        more: dict[str, Any] | None = {}
+        while more is not None:
             answer = self._call("ListMultipartUploads", None, Prefix=prefix, **more)
             for entry in answer.get("Uploads", []):
                 yield ListedUpload(
                     MultipartUpload(entry["Key"], entry["UploadId"]), entry.get("Initiated")
                 )
-            if not answer.get("IsTruncated"):
-                return
-            more = {
-                "KeyMarker": answer["NextKeyMarker"],
-                "UploadIdMarker": answer["NextUploadIdMarker"],
-            }
+            more = pages.after(
+                answer, "Uploads", KeyMarker="NextKeyMarker", UploadIdMarker="NextUploadIdMarker"
+            )
 
     def list_parts(self, upload: MultipartUpload) -> Iterator[ListedPart]:
         """The parts that wait in an upload, page by page."""
-        more: dict[str, Any] = {}
-        while True:
+        pages = _Pages(f"the listing of parts for s3://{self._bucket}/{upload.key}")
+        more: dict[str, Any] | None = {}
+        while more is not None:
             answer = self._call("ListParts", upload.key, UploadId=upload.upload_id, **more)
             for entry in answer.get("Parts", []):
                 yield ListedPart(
@@ -231,10 +231,9 @@ class S3Store:
                     crc64nvme=entry.get("ChecksumCRC64NVME"),
                     modified=entry.get("LastModified"),
                 )
-            marker = answer.get("NextPartNumberMarker")
-            if not answer.get("IsTruncated") or marker is None:
-                return
-            more = {"PartNumberMarker": marker}
+            if answer.get("NextPartNumberMarker") is None:
+                return  # some stores say that there is more of what ends here
+            more = pages.after(answer, "Parts", PartNumberMarker="NextPartNumberMarker")
 
     def delete(self, key: str, *, etag: str) -> None:
         """Delete one version of an object."""
@@ -294,13 +293,55 @@ class S3Store:
             raise translate(error, self._bucket, about, self._settings) from error
 
 
-def _fill(body: Any, view: memoryview) -> int:
+class _Pages:
+    """Leads through a listing page by page, and refuses one that would never end."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._seen: set[tuple[str, ...]] = set()
+        self._empty = 0  # pages without an entry in a row
+
+    def after(
+        self, answer: Mapping[str, Any], entries: str, **markers: str
+    ) -> dict[str, Any] | None:
+        """The parameters that ask for the next page; None when this is the last.
+
+        `markers` names, for each of those parameters, where the answer has its value. Raises StagingError
+        when the answer has none, has one that led here before, or is one of too many empty ones.
+        """
+        if not answer.get("IsTruncated"):
+            return None
+        following = {parameter: answer.get(name) for parameter, name in markers.items()}
+        if None in following.values():
+            raise self.refusal("goes on, but does not say where")
+        place = tuple(map(str, following.values()))
+        if place in self._seen:
+            raise self.refusal("leads in a circle")
+        self._seen.add(place)
+        self._empty = 0 if answer.get(entries) else self._empty + 1
+        if self._empty >= _EMPTY_PAGES:
+            raise self.refusal(f"goes on after {self._empty} empty pages")
+        return following
+
+    def refusal(self, what: str) -> StagingError:
+        """The error for a listing that does `what`."""
+        return StagingError(
+            f"{self._what} {what}",
+            reference="request",
+            hint="something between here and the store cuts or repeats answers, or it is no S3 store",
+            side="store",
+        )
+
+
+def _fill(body: Any, view: memoryview, seen: Seen = unseen) -> int:
     done = 0
     try:
         while done < len(view):
             count = body.read_into(view[done : done + _READ_BLOCK])
             if count == 0:
                 break
+            with view[done : done + count] as piece:
+                seen(piece)
             done += count
     except BodyBroken:
         return done

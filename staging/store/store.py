@@ -25,7 +25,7 @@ finds out from its own requests what a store does (`staging.upload.target`), for
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -119,6 +119,14 @@ class Listing:
     prefixes: tuple[str, ...]
 
 
+Seen = Callable[[memoryview], object]
+"""Is shown bytes that have just come, while they are in the processor's cache."""
+
+
+def unseen(_piece: memoryview) -> None:
+    """For whom the buffer is enough."""
+
+
 class Store(Protocol):
     """One bucket of objects. See the module's docstring for the rules all methods share."""
 
@@ -139,9 +147,12 @@ class Store(Protocol):
         """
         ...
 
-    def read_into(self, key: str, offset: int, buffer: memoryview, *, etag: str) -> int:
+    def read_into(
+        self, key: str, offset: int, buffer: memoryview, *, etag: str, seen: Seen = unseen
+    ) -> int:
         """Read bytes from `offset` of the version `etag` into `buffer` and return how many came.
 
+        `seen` is shown each piece of the buffer as it is filled, in order, the whole of what is counted.
         Returns less than the buffer holds only when the connection broke mid-body, never because the
         object is shorter. Raises Changed when the object is no longer `etag` (I7), when it ends
         before the range does, or when the answer is another range than the one asked for.

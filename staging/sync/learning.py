@@ -18,7 +18,6 @@ import functools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from staging.directory.entry import Kind, Stamp
 from staging.directory.local import LocalDirectory
@@ -50,7 +49,7 @@ from staging.vocabulary.digest import CHUNK_SIZE, chunk_count, chunk_span
 from staging.vocabulary.errors import IntegrityError
 from staging.vocabulary.events import Moved, Note, Reporter, Started
 from staging.vocabulary.location import MANIFEST_NAME
-from staging.vocabulary.manifest import Manifest
+from staging.vocabulary.manifest import Manifest, ManifestFile
 from staging.vocabulary.paths import SafePath
 
 
@@ -303,14 +302,12 @@ class _Learning(Fetching):
 
     contents: Mapping[str, Content]
 
-    def _verify(
-        self, file: Any, index: int, chunk: memoryview, etag: str, scheduler: Scheduler
-    ) -> None:
-        content = self.contents.get(file.entry.path)
+    def is_right(self, entry: ManifestFile, index: int, chunk: memoryview, digest: bytes) -> bool:
+        content = self.contents.get(entry.path)
         if content is None:
-            super()._verify(file, index, chunk, etag, scheduler)
-        else:
-            content.take(index, chunk)
+            return super().is_right(entry, index, chunk, digest)
+        content.take(index, chunk, digest)
+        return True
 
 
 def _content(path: SafePath, info: ObjectInfo) -> Content:

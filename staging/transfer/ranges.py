@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from staging.store.store import Store
+from staging.store.store import Seen, Store, unseen
 from staging.transfer.scheduler import Cancellation
 from staging.vocabulary.errors import StoreUnavailable
 
@@ -24,10 +24,12 @@ def read_range(
     etag: str,
     cancelled: Cancellation,
     rng: random.Random,
+    seen: Seen = unseen,
 ) -> None:
     """Fill `view` with the bytes from `offset` of the version `etag` of an object.
 
-    An empty `view` needs no request: HTTP has no empty range. Raises what `Store.read_into` raises,
+    `seen` is shown each piece of `view` as it is filled, in order and once. An empty `view` needs no
+    request: HTTP has no empty range. Raises what `Store.read_into` raises,
     and StoreUnavailable when the body keeps breaking off.
     """
     if not view:
@@ -37,7 +39,7 @@ def read_range(
         if attempt:
             cancelled.sleep(rng.uniform(0, _BACKOFF * 2 ** (attempt - 1)))
         cancelled.check()
-        done += store.read_into(key, offset + done, view[done:], etag=etag)
+        done += store.read_into(key, offset + done, view[done:], etag=etag, seen=seen)
         if done == len(view):
             return
     raise StoreUnavailable(

@@ -76,13 +76,13 @@ class Content:
         if size == 0:
             self.take(0, b"")
 
-    def take(self, index: int, chunk: Bytes) -> None:
-        """Take chunk `index`; what was known of it before is forgotten."""
+    def take(self, index: int, chunk: Bytes, digest: bytes | None = None) -> None:
+        """Take chunk `index`, and its digest if somebody has it; what was known of it before is forgotten."""
         if self._etag is not None:
             self._is_md5 = hashlib.md5(chunk, usedforsecurity=False).hexdigest() == self._etag
         if self._crc is not None:
             self._crcs[index] = self._crc.of(chunk)
-        self._chunks[index] = self._family.hash(chunk)
+        self._chunks[index] = self._family.hash(chunk) if digest is None else digest
 
     @property
     def crc64nvme(self) -> str | None:

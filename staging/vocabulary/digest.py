@@ -110,6 +110,36 @@ def chunk_digests(family: HashFamily, data: Bytes) -> list[bytes]:
     ]
 
 
+class ChunkDigests:
+    """Digests of consecutive chunks whose bytes come in pieces of any size, the first at a chunk's start.
+
+    Fed with pieces that are still in the processor's cache, hashing reads no memory of its own.
+    """
+
+    def __init__(self, family: HashFamily) -> None:
+        self._family = family
+        self._done: list[bytes] = []
+        self._hasher = family.hasher()
+        self._room = CHUNK_SIZE
+
+    def update(self, data: Bytes) -> None:
+        """Take the next bytes."""
+        with memoryview(data) as view:
+            start = 0
+            while start < len(view):
+                with view[start : start + self._room] as piece:
+                    self._hasher.update(piece)
+                    start += len(piece)
+                    self._room -= len(piece)
+                if not self._room:
+                    self._done.append(self._hasher.digest())
+                    self._hasher, self._room = self._family.hasher(), CHUNK_SIZE
+
+    def chunks(self) -> list[bytes]:
+        """Digests of the chunks so far; the last one may be shorter than the others."""
+        return self._done if self._room == CHUNK_SIZE else [*self._done, self._hasher.digest()]
+
+
 def file_digest(family: HashFamily, size: int, chunks: Sequence[bytes]) -> Digest:
     """Combine the chunk digests of a file of `size` bytes, in order, into the file's digest.
 

@@ -45,6 +45,9 @@ _HEAD_LIMIT: Final = 64 * 1024  # bytes of an answer's head, or of one line of c
 _READ_SIZE: Final = 16 * 1024  # bytes to read while looking for the end of a head
 _TOGETHER: Final = 16 * 1024  # a body up to here goes out in one piece with its head
 
+_RECORD: Final = 16 * 1024
+"""Bytes that one record of TLS holds at most, and one read brings."""
+
 _INTERIM: Final = 10  # answers of kind 1xx before the real one
 
 
@@ -208,9 +211,11 @@ class _Tls:
         until = self._clock() + TICK
         try:
             while done < len(view):
-                count = self.socket.recv_into(view[done:])
+                # Told how many bytes, `ssl` need not make a view of the view to find out.
+                count = self.socket.recv_into(view[done:], len(view) - done)
                 done += count
-                if not count or not fill or self._clock() > until:
+                # Whole records mean that bytes flow: the view is full before anybody has to look around.
+                if not fill or (count < _RECORD and (not count or self._clock() > until)):
                     break
         except TimeoutError:
             return done or None

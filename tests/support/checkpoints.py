@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy
 
 from staging.store.memory import MemoryStore
+from staging.store.store import unseen
 from staging.vocabulary import crc64
 from staging.vocabulary.digest import HashFamily, chunk_digests
 from staging.vocabulary.location import S3Location
@@ -142,12 +143,13 @@ class CountingStore(MemoryStore):
         self.reads.append(key)
         return super().read(key, limit=limit)
 
-    def read_into(self, key, offset, buffer, *, etag):  # type: ignore[no-untyped-def]
+    def read_into(self, key, offset, buffer, *, etag, seen=unseen):  # type: ignore[no-untyped-def]
         with self._counting:
             self.ranges.append((key, offset, len(buffer)))
         self.before_range(key, offset)
         count = super().read_into(key, offset, buffer, etag=etag)
         self.after_range(key, offset, buffer)
+        seen(buffer[:count])
         return count
 
     def put(self, key: str, data: bytes) -> None:

@@ -74,6 +74,24 @@ def read(store: S3Store, offset: int, length: int, cancelled: Cancellation | Non
     return bytes(buffer)
 
 
+def test_each_byte_is_shown_once_and_in_order_over_bodies_that_break_off(
+    server: ScriptedS3, store: S3Store
+) -> None:
+    server.script(Fault("GetObject", CutBody(12_345), occurrence=range(1, 3)))
+    shown = bytearray()
+    read_range(
+        store,
+        KEY,
+        1000,
+        memoryview(bytearray(50_000)),
+        etag=store.head(KEY).etag,
+        cancelled=Patient(),
+        rng=random.Random(3),
+        seen=shown.extend,
+    )
+    assert shown == DATA[1000:51_000]
+
+
 def ranges(server: ScriptedS3) -> list[str | None]:
     return [request.range for request in server.requests.of("GetObject")]
 

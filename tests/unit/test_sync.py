@@ -847,7 +847,7 @@ def test_space_is_checked_before_any_byte_is_fetched(store: CountingStore, dst: 
     with pytest.raises(NoSpace) as caught:
         run(store, A, dst, fs=SmallDisk(8 * MIB))
     assert (caught.value.exit_code, caught.value.reference) == (14, "no-space")
-    assert "0.0085 GB more, 0.0084 GB are free" in caught.value.message
+    assert "8.49 MB more, 8.38 MB are free" in caught.value.message
     assert fetched(store) == []
     assert run(store, A, dst, fs=SmallDisk(9 * MIB)).fetched_files == len(FILES_A)
     assert run(store, A, dst, fs=SmallDisk(0)).already_present
