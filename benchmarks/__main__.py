@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from benchmarks import authority, ceiling, gil, machine, plot, report
+from benchmarks import authority, ceiling, gil, machine, merge, plot, report
 from benchmarks.comparison import Comparison, Cores, Run, WrongResult, in_memory, serving
 from benchmarks.contenders import (
     ALL_ROUNDS,
@@ -276,8 +276,10 @@ class Bench:
 @click.option(
     "--from",
     "earlier",
+    multiple=True,
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Measure nothing: make tables and plot of this result.json.",
+    help="Measure nothing: make tables and plot of this result.json; of several, the later ones replace what"
+    " they measured again.",
 )
 def main(
     *,
@@ -294,13 +296,11 @@ def main(
     download_options: str,
     output: Path,
     document: Path | None,
-    earlier: Path | None,
+    earlier: tuple[Path, ...],
 ) -> None:
     """Measure uploads and downloads of checkpoints beside what people use for them."""
-    if earlier is not None:
-        result = json.loads(earlier.read_text())
-        if result.get("schema") != report.SCHEMA:
-            raise click.UsageError(f"{earlier} is no {report.SCHEMA}")
+    if earlier:
+        result = _earlier(earlier)
     else:
         # So that a run that is stopped takes its server and its data along.
         signal.signal(signal.SIGTERM, _stop)
@@ -333,6 +333,17 @@ def main(
     say(f"results are in {output}/")
     if document is not None:
         document.write_text(report.rewrite(document.read_text(), parts))
+
+
+def _earlier(paths: Sequence[Path]) -> merge.Result:
+    results = [json.loads(path.read_text()) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        if result.get("schema") != report.SCHEMA:
+            raise click.UsageError(f"{path} is no {report.SCHEMA}")
+    try:
+        return merge.merged(results)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _measure(

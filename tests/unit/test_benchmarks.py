@@ -25,7 +25,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from benchmarks import authority, ceiling, gil, plot, report
+from benchmarks import authority, ceiling, gil, merge, plot, report
 from benchmarks.comparison import Cores, in_memory, serving
 from benchmarks.crt_upload import Slice, members
 from benchmarks.data import CASES, MIB, Case, build, compare
@@ -362,6 +362,7 @@ def result_of(runs: list[dict[str, Any]], *, sha_ni: bool = True) -> dict[str, A
         "scratch": "memory",
         "scale": 1.0,
         "options": "",
+        "seconds": 10,
         "contenders": [
             {"name": "ours", "direction": "upload", "title": "staging upload", "proves": "all"},
             {"name": "s5cmd", "direction": "upload", "title": "tar & s5cmd", "proves": "little"},
@@ -386,6 +387,25 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert (ours.rounds, ours.wall, ours.wall_ratio) == (3, (2.0, 1.0, 9.0), None)
     assert theirs.rounds == 2
     assert theirs.wall_ratio == pytest.approx((0.175, 0.1, 0.25))
+
+
+def test_what_is_measured_again_replaces_what_was_measured_together_with_it() -> None:
+    first = [run_of("ours", 0, 1.0), run_of("s5cmd", 0, 4.0), run_of("ours", 0, 7.0, masked=True)]
+    first += [run_of("ours", 0, 3.0, transport="https")]
+    again = [run_of("ours", 0, 2.0), run_of("s5cmd", 1, 5.0)]
+    both = merge.merged([result_of(first), result_of(again)])
+    kept = [run["wall"] for run in both["runs"]]
+    assert sorted(kept) == [2.0, 3.0, 5.0, 7.0]
+    assert both["seconds"] == 20
+    assert len(both["contenders"]) == 2
+    alone = result_of(first)
+    assert merge.merged([alone]) == alone
+    other = result_of(again)
+    other["machine"]["cpu"] = "another"
+    with pytest.raises(ValueError, match="two machines: 'cpu' differs"):
+        merge.merged([alone, other])
+    with pytest.raises(ValueError, match="differ in 'scale'"):
+        merge.merged([alone, {**result_of(again), "scale": 0.5}])
 
 
 def test_tables_tell_what_was_not_measured_and_correct_for_slow_hashing() -> None:

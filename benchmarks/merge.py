@@ -1,0 +1,57 @@
+"""Results of several runs of the benchmark as one: what was measured again replaces what was measured before.
+
+A run of everything takes an hour that has to be quiet; one case that was disturbed is measured again alone.
+
+Invariants: a comparison is never made of two runs: everything of one case, direction and transport comes from
+the last result that has it; results of other machines, programs, sizes or options are refused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_SAME = ("schema", "versions", "cores", "scratch", "scale", "options")
+_SAME_MACHINE = ("cpu", "cores", "memory", "sha_ni", "kernel", "python", "openssl")
+_MEASURED = ("runs", "again", "gil")
+
+Result = Mapping[str, Any]
+
+
+def merged(results: Sequence[Result]) -> Result:
+    """One result of at least one. Raises ValueError when they are of different things."""
+    return functools.reduce(_over, results)
+
+
+def _over(old: Result, new: Result) -> Result:
+    for name in _SAME:
+        if old[name] != new[name]:
+            raise ValueError(f"the results differ in {name!r}: {old[name]!r} and {new[name]!r}")
+    for name in _SAME_MACHINE:
+        if old["machine"][name] != new["machine"][name]:
+            raise ValueError(f"the results are of two machines: {name!r} differs")
+    return {
+        **old,
+        **new,
+        "seconds": old["seconds"] + new["seconds"],
+        "contenders": _united(old["contenders"], new["contenders"], ("name", "direction")),
+        "cases": _united(old["cases"], new["cases"], ("name",)),
+        **{name: _replaced(old[name], new[name]) for name in _MEASURED},
+    }
+
+
+def _united(old: Sequence[Result], new: Sequence[Result], names: Sequence[str]) -> list[Result]:
+    """Both, in the order of `old`; of those with equal values under `names` the new one."""
+    found = {tuple(item[name] for name in names): item for item in (*old, *new)}
+    return list(found.values())
+
+
+def _replaced(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
+    again = {_subject(item) for item in new}
+    kept = [item for item in old if _subject(item) not in again]
+    return [*kept, *new]
+
+
+def _subject(item: Result) -> tuple[object, ...]:
+    return item["case"], item["direction"], item["transport"], item.get("masked", False)
