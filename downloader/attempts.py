@@ -7,13 +7,14 @@
                    "ended": "...", "exit": 13, "cause": "connection"}]}
 
 An entry without an end is of an attempt that was killed, or that still runs. A success forgets what was
-before it. The file is small and replaced as a whole.
+before it, but not who is still at work. The file is small and replaced as a whole.
 
 Invariants: nothing here is ever an error: what cannot be read counts as nothing, what cannot be written is
 said once. Nothing is made in a directory that a refused run would otherwise leave as it was: an entry is
 begun when there is a control directory, and a run that failed for reasons that pass makes one where the
 destination exists.
-Not guaranteed: every entry, when several processes end at the same moment in one directory.
+Not guaranteed: every entry, when several processes begin or end at the same moment in one directory. That
+containers of one pod know each other: each has process numbers of its own.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class Attempts:
         """Record that this attempt has begun, if there is a control directory yet; once is enough."""
         if not self._begun and self._has_control():
             self._begun = True
-            self._write([*self._earlier, self._this])
+            self._write([*self._read(), self._this])  # others may have begun since it was read
 
     def end(self, code: int, cause: str) -> None:
         """Record how this attempt ended, if it was begun, or if the failure may pass."""
@@ -159,10 +160,16 @@ class Attempts:
         self._write([*others, this])
 
     def succeed(self) -> None:
-        """Forget the attempts before this one, which did it. Nothing is written where nothing was."""
+        """Forget the attempts before this one, which did it, but no neighbour that is at work.
+
+        Nothing is written where nothing was.
+        """
         if self._begun or (self.previous is not None and self.previous.exit != 0):
-            others = self._read() if self._shared else []
-            others = [entry for entry in others if entry.host != self._host]
+            others = [
+                entry
+                for entry in self._read()
+                if self._is_at_work(entry) or (self._shared and entry.host != self._host)
+            ]
             self._write([*others, replace(self._this, ended=utc_now(), exit=0, cause="ok")])
 
     def _sweep(self, tree: Tree) -> None:
@@ -176,10 +183,14 @@ class Attempts:
         for entry in reversed(self._earlier):
             if self._shared and entry.host != self._host:
                 continue
-            here = entry.host == self._host and entry.pid != self._pid
-            if not (entry.exit is None and here and _is_running(entry.pid)):
+            if not self._is_at_work(entry):
                 return entry
         return None
+
+    def _is_at_work(self, entry: Attempt) -> bool:
+        """Whether this is of another process here that has not ended."""
+        here = entry.host == self._host and entry.pid != self._pid
+        return entry.exit is None and here and _is_running(entry.pid)
 
     def _is_this(self, entry: Attempt) -> bool:
         this = self._this

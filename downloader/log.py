@@ -16,7 +16,7 @@ import sys
 import threading
 from typing import Final, Literal, TextIO
 
-from staging.cli import quantity
+from staging.cli import progress, quantity
 from staging.cli.program import notes
 from staging.cli.progress import Level, LineWriter, stamped, utc_now
 from staging.vocabulary.errors import StagingError
@@ -116,5 +116,6 @@ class Course:
         if phase is None or phase.total_bytes is None:
             return "nothing was downloaded"
         return (
-            f"{phase.phase}: {quantity.size(done)} of {quantity.size(phase.total_bytes)} verified"
+            f"{phase.phase}: {quantity.size(done)} of {quantity.size(phase.total_bytes)}"
+            f" {progress.done(phase.phase)}"
         )

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from staging.cli.paths import local_path
+from staging.cli.paths import directory_path
+from staging.published import require_usable_id
 from staging.vocabulary.errors import UsageError
 from staging.vocabulary.location import S3Location
 
@@ -57,12 +58,18 @@ def environment_pairs(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def read_orders(pairs: Sequence[str], expect_ids: Sequence[str]) -> list[Order]:
-    """Turn pairs into orders. Raises UsageError when they do not pair up."""
+    """Turn pairs into orders. Raises UsageError when they do not pair up, and for what cannot be an id."""
     if not pairs:
         raise UsageError(
             "nothing to download: neither SRC DST nor MODEL_URI and MODEL_DIR are given",
             reference="arguments",
             hint="set MODEL_URI=s3://BUCKET/PREFIX/ and MODEL_DIR=/models/NAME",
+        )
+    if pairs[0] == "verify":
+        raise UsageError(
+            "`verify` is no prefix, and a command only as the first word",
+            reference="arguments",
+            hint="put the options after it: `model-downloader verify DIR -q`",
         )
     if len(pairs) % 2:
         raise UsageError(
@@ -78,9 +85,11 @@ def read_orders(pairs: Sequence[str], expect_ids: Sequence[str]) -> list[Order]:
             reference="arguments",
             hint="give --expect-id once per pair, in their order",
         )
+    for expect_id in expect_ids:
+        require_usable_id(expect_id)
     ids: Sequence[str | None] = expect_ids or [None] * count
     orders = [
-        Order(S3Location.parse(source), local_path(target), expect_id)
+        Order(S3Location.parse(source), directory_path(target), expect_id)
         for source, target, expect_id in zip(pairs[::2], pairs[1::2], ids, strict=True)
     ]
     if len({_place(order.directory) for order in orders}) < count:

@@ -29,9 +29,14 @@ from staging.vocabulary.paths import CONTROL_DIRECTORY, why_unsafe
 
 ID_PATTERN: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
-_ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".zip")
+_UNPACKED: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.zstd", ".tzst")
+"""Archives that an upload unpacks."""
+
+_ARCHIVES: Final = (*_UNPACKED, ".zip")
 _LISTED: Final = 200
 """Entries of a prefix that are looked at to tell what it is."""
+
+_NAMED: Final = 3  # prefixes that are named when none is like the missing one
 
 
 def read_manifest(store: Store, location: S3Location, *, expect_id: str | None = None) -> Manifest:
@@ -77,12 +82,7 @@ def require_id(manifest: Manifest, expect_id: str | None, place: str, *, side: S
     """
     if expect_id is None or manifest.id == expect_id:
         return
-    if not ID_PATTERN.fullmatch(expect_id):
-        raise UsageError(
-            f"not a checkpoint id: {expect_id[:100]!r}",
-            reference="id",
-            hint="an id is sha256: and 64 hex digits, as `staging show` prints it",
-        )
+    require_usable_id(expect_id)
     raise IntegrityError(
         f"{place} holds {manifest.id}, expected {expect_id}",
         reference="id-mismatch",
@@ -90,6 +90,16 @@ def require_id(manifest: Manifest, expect_id: str | None, place: str, *, side: S
         " the expected one",
         side=side,
     )
+
+
+def require_usable_id(expect_id: str | None) -> None:
+    """Raise UsageError for an expected id that nothing can have, before everything is read for it."""
+    if expect_id is not None and not ID_PATTERN.fullmatch(expect_id):
+        raise UsageError(
+            f"not a checkpoint id: {expect_id[:100]!r}",
+            reference="id",
+            hint="an id is sha256: and 64 hex digits, as `staging show` prints it",
+        )
 
 
 def find_published(store: Store, root: S3Location) -> list[S3Location]:
@@ -115,13 +125,14 @@ def explain_absence(store: Store, location: S3Location) -> NotFound:
             "wait for the upload to end, or run the same `staging upload` again",
         )
     if archives and not any(name.endswith(".safetensors") for name in names):
-        archive = shlex.quote(archives[0]) if archives[0].isprintable() else "ARCHIVE"
         return _not_found(
             location,
             "prefix-holds-tar",
             f"it holds the archive {archives[0][:200]!r} instead of its contents",
-            f"get the archive and run `staging upload {archive} s3://{location.bucket}/PREFIX/` with a"
-            " new prefix",
+            f"run `staging upload {_pasteable(location, archives[0])} s3://{location.bucket}/NEW-PREFIX/`,"
+            " which reads it where it is"
+            if archives[0].lower().endswith(_UNPACKED)
+            else f"get and unpack it, and run `staging upload DIRECTORY s3://{location.bucket}/NEW-PREFIX/`",
         )
     if names:
         cut = len(level.objects) + len(level.prefixes) >= _LISTED
@@ -150,15 +161,12 @@ def explain_absence(store: Store, location: S3Location) -> NotFound:
             "this is an object, not a prefix",
             f"give the prefix of a published checkpoint; `staging ls s3://{location.bucket}/` lists them",
         )
-    nearest = _nearest(store, location)
-    return _not_found(
-        location,
-        "prefix-empty",
-        "there is nothing under this prefix",
-        f"did you mean {nearest}?"
-        if nearest is not None
-        else f"check the spelling; `staging ls s3://{location.bucket}/` lists what is published",
-    )
+    nearest, others = _nearest(store, location)
+    hint = f"did you mean {nearest}?"
+    if nearest is None:
+        there = f"there is {_listed(others)}; " if others else ""
+        hint = f"check the spelling; {there}`staging ls s3://{location.bucket}/` lists what is published"
+    return _not_found(location, "prefix-empty", "there is nothing under this prefix", hint)
 
 
 def _is_object(store: Store, location: S3Location) -> bool:
@@ -171,41 +179,82 @@ def _is_object(store: Store, location: S3Location) -> bool:
     return True
 
 
-def _nearest(store: Store, location: S3Location) -> S3Location | None:
-    """The existing prefix whose name is most like the missing one's, looked for level by level."""
+def _nearest(
+    store: Store, location: S3Location
+) -> tuple[S3Location | None, tuple[S3Location, ...]]:
+    """The existing prefix whose name is most like the missing one's, looked for level by level.
+
+    When none is like it: the prefixes that are there instead, on the first level with any, most alike first.
+    """
     missing: list[str] = []
+    others: tuple[S3Location, ...] = ()
     at = location
     while at.prefix:
         missing.insert(0, at.prefix.rstrip("/").rpartition("/")[2])
         at = at.parent
         try:
-            found = _descend(store, at, missing, location)
+            choices = _choices(store, at, location)
+            found = _descend(store, at, choices, missing, location)
         except AccessDenied:  # listing may be allowed for some prefixes only; the finding stands
-            return None
+            break
         if found is not None:
-            return found
-    return None
+            return found, ()
+        if missing[0] not in choices:  # else it is the level below that is in question
+            others = others or tuple(map(at.child, _alike(missing[0], choices, cutoff=0)))
+    return None, others
 
 
 def _descend(
-    store: Store, at: S3Location, names: list[str], missing: S3Location
+    store: Store, at: S3Location, choices: list[str], names: list[str], missing: S3Location
 ) -> S3Location | None:
-    for name in names:
-        choices = [
-            prefix.rstrip("/")
-            for prefix in store.list_level(at.prefix).prefixes
-            if _can_be_named(prefix) and at.child(prefix) != missing  # a folder's empty placeholder
-        ]
-        close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    """The prefix below `at`, which has the `choices`, that is most like the path of `names`."""
+    for depth, name in enumerate(names):
+        close = _alike(name, _choices(store, at, missing) if depth else choices, cutoff=0.6)
         if not close:
             return None
         at = at.child(close[0])
     return at
 
 
+def _choices(store: Store, at: S3Location, missing: S3Location) -> list[str]:
+    """The names of prefixes right below `at` that may have been meant."""
+    return [
+        prefix.rstrip("/")
+        for prefix in store.list_level(at.prefix).prefixes
+        if prefix != f"{CONTROL_DIRECTORY}/"
+        and _can_be_named(prefix)
+        and at.child(prefix) != missing  # a folder's empty placeholder
+    ]
+
+
+def _alike(name: str, choices: list[str], *, cutoff: float) -> list[str]:
+    """Those most like a name, best first; upper and lower case make no difference."""
+    if name in choices:
+        return [name]
+    matcher = difflib.SequenceMatcher(b=name.casefold())
+    found = []
+    for choice in choices:
+        matcher.set_seq1(choice.casefold())
+        if (likeness := matcher.ratio()) >= cutoff:
+            found.append((-likeness, choice))
+    return [choice for _, choice in sorted(found)]
+
+
 def _can_be_named(prefix: str) -> bool:
     """True for a stranger's prefix that a person can be told to type."""
     return why_unsafe(prefix.removesuffix("/")) is None
+
+
+def _pasteable(location: S3Location, name: str) -> str:
+    """The URI of an object as a shell takes it."""
+    return shlex.quote(f"{location}{name if name.isprintable() else 'ARCHIVE'}")
+
+
+def _listed(locations: tuple[S3Location, ...]) -> str:
+    named = [str(location) for location in locations[:_NAMED]]
+    if len(locations) > _NAMED:
+        return f"{', '.join(named)} and {len(locations) - _NAMED} more"
+    return " and ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
 
 
 def _shown(names: list[str]) -> str:

@@ -89,8 +89,10 @@ class Common:
         """The bucket of a location, over as many connections as are used at once.
 
         `writing` is how objects are to be stored that get created; `traffic` is told of what goes to and
-        fro. Raises UsageError.
+        fro. Raises UsageError, and AccessDenied when requests would not come from whom the environment
+        names.
         """
+        self._require_offered()
         wire = self.wire(connections)
         if traffic is not None:
             traffic.watch(wire.pace, lambda: wire.region)
@@ -141,6 +143,15 @@ class Common:
         from staging.wire.web_identity import Offered
 
         return principal(self.connection(), Offered.of(os.environ))
+
+    def _require_offered(self) -> None:
+        from staging.wire.web_identity import Offered
+
+        offered = Offered.of(os.environ)
+        if offered.web_identity or offered.container_agent:
+            from staging.wire.identity import require_offered
+
+            require_offered(self.connection(), offered)
 
     def explained(self, error: StagingError) -> StagingError:
         """The error, or a better one when it was STS that refused to give credentials."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import BinaryIO, Final, cast
 from staging.vocabulary.errors import StagingError, UsageError
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def local_path(text: str, *, hint: str = "give a path on this machine") -> Path:
-    """The path an argument names. Raises UsageError for a URL, without repeating its query (I13)."""
+    """The path an argument names.
+
+    Raises UsageError for a URL, without repeating its query (I13), and for a relative path when the working
+    directory is gone.
+    """
     match = _SCHEME.match(text)
     if match is not None:
         raise UsageError(
@@ -21,7 +27,36 @@ def local_path(text: str, *, hint: str = "give a path on this machine") -> Path:
             reference="uri",
             hint=hint,
         )
-    return Path(text)
+    path = Path(text)
+    if not path.is_absolute():
+        _require_working_directory(text)
+    return path
+
+
+def directory_path(text: str) -> Path:
+    """The path of a directory of checkpoints, which results and logs name in lines.
+
+    Raises UsageError as `local_path`, and for control characters, with which a name would forge lines.
+    """
+    if _CONTROL.search(text):
+        raise UsageError(
+            f"the path {text[:200]!r} has a line break or another control character in it",
+            reference="arguments",
+            hint="give a path without; quotes and newlines that a script put there are the usual cause",
+        )
+    return local_path(text)
+
+
+def _require_working_directory(text: str) -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(
+            f"the path {text[:200]!r} is relative, and the working directory cannot be found:"
+            f" {os.strerror(error.errno or 0)}",
+            reference="arguments",
+            hint="give an absolute path, or change to a directory that exists and run again",
+        ) from error
 
 
 def standard_input() -> BinaryIO:

@@ -29,6 +29,9 @@ Level = Literal["INFO", "WARNING", "ERROR"]
 HEARTBEAT: Final = 10.0
 """Seconds between two lines of progress off a terminal."""
 
+_DONE: Final = {"download": "verified", "copy": "copied"}
+"""What may be said of a phase's bytes when they are done; those of other phases were read, no more."""
+
 _MARKS: Final = 4  # heartbeats over which a rate is taken: the last half minute
 _PATIENCE: Final = 1.0  # seconds for the heartbeat to end: its line may go to a pipe nobody reads
 
@@ -71,6 +74,11 @@ def reporting(
 def stamped(text: str, level: Level = "INFO") -> str:
     """A line of a log: UTC time, level, text."""
     return f"{utc_now()} {level} {text}"
+
+
+def done(phase: str) -> str:
+    """What the bytes are that a phase of a download is done with, in a word."""
+    return _DONE.get(phase, "read")
 
 
 def utc_now() -> str:
@@ -135,8 +143,8 @@ class _Phase:
 class _Lines:
     """Counts events, which is quick, and tells of them every `HEARTBEAT` seconds.
 
-    The lock is for counting alone: nobody who does work waits while a line is written. With `traffic` it is
-    a download that is told of, whose bytes count when they are verified.
+    The lock is for counting alone: nobody who does work waits while a line is written. With `traffic` a
+    download is told of: the bytes that it fetches count when they are verified.
     """
 
     def __init__(
@@ -234,35 +242,36 @@ class _Lines:
 
     def _tell_progress(self, phase: _Phase, now: float, *, last: bool) -> None:
         with self._lock:
-            done, files = phase.done, phase.files
+            count, files = phase.done, phase.files
             rate = phase.average(now) if last else phase.rate(now)
             phase.mark(now)
         started = phase.started
+        is_verified = self._traffic is not None and done(started.phase) == "verified"
         total, total_files = started.total_bytes, started.total_files
-        left = (total - done) / rate if total and 0 < done < total and rate > 0 else None
+        left = (total - count) / rate if total and 0 < count < total and rate > 0 else None
         fields: dict[str, object] = {
             "phase": started.phase,
-            "done_bytes" if self._traffic is None else "verified_bytes": done,
+            "verified_bytes" if is_verified else "done_bytes": count,
             "total_bytes": total,
             "files": files,
             "total_files": total_files,
             "bytes_per_second": round(rate),
             "eta_seconds": None if left is None else round(left),
         }
-        if total is None and not done:
+        if total is None and not count:
             if total_files is not None:
                 words = [f"{files} of {total_files} files"]
             else:
                 words = [] if self._traffic is not None else ["nothing has come so far"]
         else:
-            words = [quantity.size(done)]
+            words = [quantity.size(count)]
             if total:
-                words[0] += f" of {quantity.size(total)} ({100 * done / total:.0f} %)"
+                words[0] += f" of {quantity.size(total)} ({100 * count / total:.0f} %)"
             if self._traffic is not None:
-                words[0] += " verified"
+                words[0] += f" {done(started.phase)}"
             if files:
                 words.append(f"{files} files")
-            if done:
+            if count:
                 words.append(f"{rate / 1e9:.2f} GB/s")
             if left is not None:
                 words.append(f"about {quantity.duration(left)} left")

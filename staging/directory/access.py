@@ -74,12 +74,13 @@ def write_refusal(fs: Fs, fd: int, name: str, path: str) -> StagingError | None:
             " volume here; a disk with errors is remounted so as well: see dmesg",
             side="local",
         )
+    owner = f", or runAsUser: {status.st_uid}" if status.st_uid else ""  # pods do not run as root
     groups = " ".join(str(group) for group in sorted({os.getegid(), *os.getgroups()}))
     return StagingError(
         f"{path!r} is not writable for user {os.geteuid()} with groups {groups}: it belongs to user"
         f" {status.st_uid}, group {status.st_gid}, mode {stat.S_IMODE(status.st_mode):04o}",
         reference="local-permission",
-        hint="in a pod set securityContext.fsGroup, which makes the volume writable for the group, or"
-        f" runAsUser: {status.st_uid}; on a host `chown` the directory",
+        hint=f"in a pod set securityContext.fsGroup, which makes the volume writable for the group{owner};"
+        " on a host, and for a hostPath volume, `chown` the directory",
         side="local",
     )

@@ -40,9 +40,13 @@ _ACTIONS: Final = {
 }
 """The permission that an operation needs, as IAM names it."""
 
+_IN_A_POD: Final = (
+    "; in a pod also check the service account's role annotation and the namespace in the role's trust"
+    " policy"
+)
 _BESIDES: Final = {
-    "read": ", and kms:Decrypt where the bucket uses a KMS key; in a pod also check the service account's"
-    " role annotation and the namespace in the role's trust policy",
+    "read": f", and kms:Decrypt where the bucket uses a KMS key{_IN_A_POD}",
+    "list": _IN_A_POD,
     "write": ", s3:AbortMultipartUpload, and kms:GenerateDataKey and kms:Decrypt where the bucket uses a KMS"
     " key",
 }
@@ -139,6 +143,21 @@ def denied_action(message: str) -> str | None:
     return _found(_ACTION, message)
 
 
+def gives_no_reason(error: StagingError) -> bool:
+    """Whether it is a refusal to read with which the store named no permission.
+
+    To who may not list, that is what S3 says of objects that do not exist.
+    """
+    cause = error.__cause__
+    return (
+        isinstance(error, AccessDenied)
+        and error.reference == "denied"
+        and isinstance(cause, WireError)
+        and _reads(cause)
+        and denied_action(cause.message) is None
+    )
+
+
 def denied(
     error: WireError, what: str, kind: str, settings: S3Settings, bucket: str
 ) -> AccessDenied:
@@ -150,11 +169,14 @@ def denied(
     action = told or _ACTIONS.get(error.operation)
     where = None if action is None else _arn(action, bucket, refusal.partition)
     needs = f"the role needs {action} on {where}"
-    if (
-        told is None and action == "s3:GetObject"
-    ):  # an object that is missing may look like this as well
-        listing = _arn("s3:ListBucket", bucket, refusal.partition)
-        needs = f"the role needs s3:GetObject and s3:ListBucket, on {where} and {listing}"
+    hidden = told is None and action == "s3:GetObject"  # maybe it is not there, and nobody may know
+    listing = _arn("s3:ListBucket", bucket, refusal.partition)
+    if hidden:
+        needs = (
+            f"there may be no such prefix or object: check the spelling; the role needs s3:ListBucket on"
+            f" {listing}, or S3 does not tell what is missing from what is denied, and s3:GetObject on"
+            f" {where}"
+        )
     if action is None:
         hint = "the role may not see this setting of the bucket; nothing here needs it"
     elif refusal.explicit:
@@ -173,7 +195,8 @@ def denied(
         hint = needs + _BESIDES.get(kind, "") + _what_else(kind, settings)
     found = AccessDenied(what, reference="denied", hint=hint, side="store")
     if action is not None and where is not None and refusal.explicit is None:
-        found.add_note(_missing(refusal, action, where, of="bucket"))
+        statement = (["s3:ListBucket", action], [listing, where]) if hidden else (action, where)
+        found.add_note(_missing(refusal, *statement, of="bucket"))
     return found
 
 
@@ -199,7 +222,9 @@ def kms_refused(error: WireError, what: str) -> AccessDenied:
     return found
 
 
-def _missing(refusal: Refusal, action: str, resource: str, *, of: str) -> str:
+def _missing(
+    refusal: Refusal, action: str | list[str], resource: str | list[str], *, of: str
+) -> str:
     """The statement that allows it, and where it belongs."""
     statement: dict[str, Any] = {"Effect": "Allow", "Action": action, "Resource": resource}
     if refusal.lack == "resource-based policy":

@@ -57,7 +57,7 @@ _REQUEST_HINT: Final = (
 _KINDS: Final = {
     "HeadObject": "read",
     "GetObject": "read",
-    "ListObjectsV2": "read",
+    "ListObjectsV2": "list",
     "DeleteObject": "delete",
     "ListMultipartUploads": "list-uploads",
     "ListParts": "list-parts",

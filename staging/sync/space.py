@@ -33,15 +33,15 @@ def check_space(needed: int, free: int | None, where: Path) -> None:
     """Raise NoSpace unless `needed` bytes and the reserve fit; `free` is None where nobody can tell."""
     if free is None or not needed or needed + RESERVE <= free:
         return
+    unit, name = (10**9, "GB") if needed + RESERVE >= 10**9 else (10**6, "MB")
+    step = unit // 100
+    # Rounded so that they add up and nobody makes too little room.
+    wanted, there = -(-(needed + RESERVE) // step), free // step
     raise NoSpace(
-        f"{str(where)!r} needs {_gb(needed + RESERVE)} more, {_gb(free)} are free:"
-        f" {_gb(needed + RESERVE - free)} too few",
+        f"{str(where)!r} needs {wanted / 100:.2f} {name} more, {there / 100:.2f} {name} are free:"
+        f" {(wanted - there) / 100:.2f} {name} too few",
         reference="no-space",
         hint="give a larger volume or free space on this one, then run again; in a pod raise the request"
         " for ephemeral-storage, or the size of the volume",
         side="local",
     )
-
-
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count / 1e9:.4f} GB"

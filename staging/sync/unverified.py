@@ -25,7 +25,7 @@ from typing import Final
 
 from staging.directory.fs import Fs
 from staging.directory.local import LocalDirectory
-from staging.published import require_id
+from staging.published import require_id, require_usable_id
 from staging.store.store import ObjectInfo, Store
 from staging.sync.destination import look
 from staging.sync.engine import present, present_manifest, sync
@@ -42,7 +42,6 @@ from staging.unpublished.prefix import (
     changed,
     examine,
     list_prefix,
-    require_usable_id,
 )
 from staging.unpublished.wholeness import refuse_missing_shards, refuse_unfinished_copy
 from staging.vocabulary.errors import (

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from staging.published import ID_PATTERN, explain_absence
+from staging.published import explain_absence
 from staging.store.store import ObjectInfo, Store
 from staging.transfer.scheduler import Scheduler
 from staging.vocabulary.errors import (
     Conflict,
     MalformedInput,
     NotFound,
-    UsageError,
 )
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.paths import (
@@ -62,16 +61,6 @@ class Unpublished:
     def total_size(self) -> int:
         """Bytes of all files."""
         return sum(info.size for info in self.files.values())
-
-
-def require_usable_id(expect_id: str | None) -> None:
-    """Raise UsageError for an expected id that nothing can have, before everything is read for it."""
-    if expect_id is not None and not ID_PATTERN.fullmatch(expect_id):
-        raise UsageError(
-            f"not a checkpoint id: {expect_id[:100]!r}",
-            reference="id",
-            hint="an id is sha256: and 64 hex digits, as `staging show` prints it",
-        )
 
 
 def list_prefix(store: Store, location: S3Location) -> list[ObjectInfo]:

@@ -152,18 +152,8 @@ def principal(connection: Connection, offered: Offered | None = None) -> Princip
     """
     chosen = connection.profile is not None
     wanted = offered if offered is not None and not chosen else Offered()
-    if not wanted.access_key:  # else they are not asked for, and that is said below
-        require_whole(wanted)
-    session, found = _credentials(connection)
+    session, found, kind = _as_offered(connection, wanted)
     method = str(found.method)
-    kind = _KINDS.get(method, "profile")
-    expected: set[Kind] = set()
-    if wanted.web_identity:
-        expected.add("web-identity")
-    if wanted.container_agent:
-        expected.add("container")
-    if expected and kind not in expected:
-        raise _fallback(wanted, kind, session)
     if kind == "web-identity":
         role = wanted.role_arn or session.get_scoped_config().get("role_arn")
         return Principal(kind, one_line(str(role or _ORIGINS[method])))
@@ -175,6 +165,37 @@ def principal(connection: Connection, offered: Offered | None = None) -> Princip
         name = connection.profile or session.get_config_variable("profile") or "default"
         return Principal(kind, one_line(f"profile {name} ({_ORIGINS.get(method, method)})"))
     return _instance_role(connection, offered)
+
+
+def require_offered(connection: Connection, offered: Offered) -> None:
+    """Raise what `principal` raises when requests would be made as somebody else than is offered.
+
+    Costs nothing where the environment offers no identity, or a profile was chosen. A role's name beside an
+    access key is nobody's offer: outside of pods people keep it for commands of their own.
+    """
+    if connection.profile is not None:
+        return
+    named_only = offered.access_key and offered.token_file is None
+    if offered.container_agent or (offered.web_identity and not named_only):
+        _as_offered(connection, offered)
+
+
+def _as_offered(
+    connection: Connection, offered: Offered
+) -> tuple[botocore.session.Session, Any, Kind]:
+    """The session, its credentials and their kind, which is an offered one where there is an offer."""
+    if not offered.access_key:  # else they are not asked for, and that is said below
+        require_whole(offered)
+    session, found = _credentials(connection)
+    kind = _KINDS.get(str(found.method), "profile")
+    expected: set[Kind] = set()
+    if offered.web_identity:
+        expected.add("web-identity")
+    if offered.container_agent:
+        expected.add("container")
+    if expected and kind not in expected:
+        raise _fallback(offered, kind, session)
+    return session, found, kind
 
 
 def _credentials(connection: Connection) -> tuple[botocore.session.Session, Any]:

@@ -40,7 +40,11 @@ _EXPECTED: Final = "system:serviceaccount:poolside-models:inference"
 
 _MOST: Final = 64 * 1024  # bytes of a token
 _ROLE: Final = re.compile(r"arn:([a-z-]+):iam::(\d{12}):role/(.+)")
-_STS: Final = re.compile(r"https?://sts[.-][a-z0-9.-]*amazonaws\.com")
+_STS: Final = re.compile(
+    r"https?://(?:vpce-[a-z0-9-]+\.)?sts(?:-fips)?(?:\.[a-z0-9-]+)?(?:\.vpce)?\.(?:amazonaws\.com|api\.aws)"
+)
+"""Where STS is: of the whole world, of a region, by an endpoint of a VPC."""
+
 _ANNOTATION: Final = "eks.amazonaws.com/role-arn"
 _FRESH: Final = (
     "the kubelet renews it: delete the pod to have it made anew, and check the node's clock"
@@ -57,6 +61,7 @@ class Offered:
     access_key: bool = False
     profile: str | None = None
     in_kubernetes: bool = False
+    sts_endpoint: str | None = None
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self:
@@ -71,6 +76,7 @@ class Offered:
             access_key=bool(environment.get("AWS_ACCESS_KEY_ID")),
             profile=environment.get("AWS_PROFILE") or None,
             in_kubernetes=bool(environment.get("KUBERNETES_SERVICE_HOST")),
+            sts_endpoint=environment.get("AWS_ENDPOINT_URL_STS") or None,
         )
 
     @property
@@ -156,12 +162,15 @@ def explained(error: StagingError, offered: Offered, *, now: float) -> StagingEr
         return error
     role = _shown(offered.role_arn)
     better: StagingError
-    if wire.cause == "connection" and _STS.search(wire.message):
+    if wire.cause == "connection" and _is_about_sts(wire.message, offered):
+        own = (
+            "check AWS_ENDPOINT_URL_STS, which says where STS is; " if offered.sts_endpoint else ""
+        )
         better = StoreUnavailable(
             f"STS cannot be reached, which has to give the credentials of {role}: {wire.message}",
             reference="sts-connection",
-            hint="a cluster without a way to the internet needs a VPC endpoint for STS that pods may reach"
-            " (com.amazonaws.REGION.sts), and AWS_STS_REGIONAL_ENDPOINTS=regional",
+            hint=f"{own}a cluster without a way to the internet needs a VPC endpoint for STS that pods may"
+            " reach (com.amazonaws.REGION.sts), and AWS_STS_REGIONAL_ENDPOINTS=regional",
             side="store",
         )
     elif wire.operation == ASSUME and wire.status is not None and wire.status < 500:
@@ -178,6 +187,14 @@ def explained(error: StagingError, offered: Offered, *, now: float) -> StagingEr
     for note in getattr(error, "__notes__", ()):
         better.add_note(note)
     return better
+
+
+def _is_about_sts(message: str, offered: Offered) -> bool:
+    """Whether it is STS that a message about a connection names."""
+    if _STS.search(message):
+        return True
+    own = (offered.sts_endpoint or "").rstrip("/")
+    return bool(own) and re.search(re.escape(own) + r"(?![\w.:-])", message) is not None
 
 
 def _refused_by_sts(wire: WireError, offered: Offered, claims: Claims, now: float) -> StagingError:

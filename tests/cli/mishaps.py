@@ -257,7 +257,7 @@ def misspelled_parent(scene: Scene) -> Command:
     return staging("verify", f"s3://{BUCKET}/checkpoint/laguna-xs/")
 
 
-@case(10, "prefix-holds-tar", hint="staging upload laguna-xs.tar")
+@case(10, "prefix-holds-tar", hint="laguna-xs/laguna-xs.tar s3://models/NEW-PREFIX/")
 def prefix_that_holds_the_tar(scene: Scene) -> Command:
     scene.bucket.put(PREFIX + "laguna-xs.tar", tar_of(vendor(1)))
     return download()
@@ -404,7 +404,7 @@ def no_permission_to_read(scene: Scene) -> Command:
     return download()
 
 
-@case(12, "denied", hint="s3:GetObject and s3:ListBucket")
+@case(12, "denied", hint="check the spelling of the prefix")
 def no_permission_to_list(scene: Scene) -> Command:
     scene.server.deny("ListBucket")  # a missing key is 403 then
     return download()
@@ -551,7 +551,7 @@ def directory_in_use(scene: Scene) -> Command:
 @case(15, "not-a-version-link", hint="mount point")
 def directory_where_a_link_belongs(scene: Scene) -> Command:
     scene.publish()
-    scene.node({"config.json": b"{}"})
+    scene.node({"config.json": b'{"model_type": "tiny"}'})
     return download(URI, "node", "--cache", "cache")
 
 
@@ -638,7 +638,7 @@ def manifest_that_is_none(scene: Scene) -> Command:
 
 @case(17, "weights-missing")
 def no_weights(scene: Scene) -> Command:
-    return staging("upload", scene.tar({"config.json": b"{}"}), URI)
+    return staging("upload", scene.tar({"config.json": b'{"model_type": "tiny"}'}), URI)
 
 
 @case(17, "safetensors-broken", hint="get this file again")

@@ -102,6 +102,31 @@ def test_a_neighbour_at_work_is_no_earlier_attempt(root: Path) -> None:
     assert "was killed" in told
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_success_forgets_no_neighbour_at_work(root: Path, shared: bool) -> None:
+    """Two processes of one host: the first one that is done must not lose the other one's entry."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as neighbour:
+        try:
+            killed = Attempts(root, ".checkpoint", host="pod-1", pid=2**22 + 1, shared=shared)
+            mine = Attempts(root, ".checkpoint", host="pod-1", shared=shared)
+            theirs = Attempts(root, ".checkpoint", host="pod-1", pid=neighbour.pid, shared=shared)
+            for each in (killed, theirs, mine):  # each was there before the others had begun
+                each.begin()
+            assert len(on_record(root)) == 3
+            mine.succeed()
+            assert [(entry["pid"], entry.get("exit")) for entry in on_record(root)] == [
+                (neighbour.pid, None),
+                (os.getpid(), 0),
+            ]
+        finally:
+            neighbour.kill()
+    # A success after its end forgets it, as it does all that were killed.
+    after = Attempts(root, ".checkpoint", host="pod-1", shared=shared)
+    after.begin()
+    after.succeed()
+    assert [entry["pid"] for entry in on_record(root)] == [os.getpid()]
+
+
 @pytest.mark.parametrize("code", [2, 10, 11, 15, 16, 17])
 def test_a_refused_run_leaves_a_directory_as_it_was(tmp_path: Path, code: int) -> None:
     one = attempt(tmp_path)

@@ -235,7 +235,7 @@ def test_the_query_in_the_name_of_a_tar_is_in_no_refusal(scene: Scene, make: str
     elif make == "nested":
         scene.tar(top="export/laguna-xs").rename(scene.directory / DOWNLOADED)
     elif make == "unservable":
-        scene.tar({"config.json": b"{}"}).rename(scene.directory / DOWNLOADED)
+        scene.tar({"config.json": b'{"model_type": "tiny"}'}).rename(scene.directory / DOWNLOADED)
     elif make == "directory":
         (scene.directory / DOWNLOADED).mkdir()
     for command in ("check", "upload"):

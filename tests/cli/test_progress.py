@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from downloader.log import Course
 from staging.cli import progress
 from staging.cli.progress import reporting
 from staging.cli.traffic import Traffic
@@ -134,6 +135,29 @@ def test_a_heartbeat_tells_of_bytes_requests_and_the_slowest_stream(
         assert moved["bytes_per_second"] > 0
         assert moved["eta_seconds"] is not None
         lines.wait_for(lambda event, text: "slowest stream 3.0 MB/s" in text and "1 retry" in text)
+
+
+@pytest.mark.parametrize(
+    ("phase", "word", "field"),
+    [
+        ("download", "verified", "verified_bytes"),
+        ("check", "read", "done_bytes"),
+        ("copy", "copied", "done_bytes"),
+    ],
+)
+def test_only_what_is_proven_is_called_verified(phase: str, word: str, field: str) -> None:
+    lines, course = Lines(), Course()
+    with reporting(
+        quiet=False, verbose=False, bar=False, emit=lines, traffic=Traffic()
+    ) as course.report:
+        course(Started(phase, 1000, 3))
+        course(Moved(1000))
+    event, text, fields = lines.lines[-1]
+    assert event == "progress"
+    assert text.startswith(f"{phase}: 1.0 kB of 1.0 kB (100 %) {word}, ")
+    assert {name for name in fields if name.endswith("_bytes")} == {field, "total_bytes"}
+    assert fields[field] == 1000
+    assert course.text() == f"{phase}: 1.0 kB of 1.0 kB {word}"
 
 
 def test_a_wait_for_another_process_is_told_at_once_and_by_the_heartbeat(

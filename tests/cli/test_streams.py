@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import downloader
+from downloader.log import Log
 from tests.cli.programs import DOWNLOADER, STAGING, Programs
 from tests.support.checkpoints import tar_of, vendor
 from tests.support.s3server import ScriptedS3
@@ -53,5 +56,35 @@ def test_a_result_that_cannot_be_written_is_told_in_a_line(
 
 
 def test_a_name_does_not_forge_a_line(programs: Programs) -> None:
-    outcome = programs.download(URI, "node\n2026-01-01T00:00:00Z ERROR exit=0 fake")
-    assert not [line for line in outcome.stderr.splitlines() if line.startswith("2026-01-01")]
+    for forged in ("node\n2026-01-01T00:00:00Z ERROR exit=0 fake", "node\x1b[2J", "node\u2028x"):
+        outcome = programs.download(URI, forged, expect=2)
+        assert outcome.reference == "arguments"
+        assert len(outcome.stderr.splitlines()) == 2  # ERROR and HINT
+        assert outcome.stderr.replace("\n", "").isprintable()
+    assert sorted(path.name for path in programs.directory.iterdir()) == ["model.tar"]
+
+
+def test_a_line_stays_one_line() -> None:
+    out = io.StringIO()
+    Log("text", out).emit("INFO", "start", "to node\n2026-01-01T00:00:00Z ERROR exit=0 fake")
+    assert len(out.getvalue().splitlines()) == 1
+
+
+@pytest.mark.parametrize("program", ["download", "verify", "staging"])
+def test_a_relative_path_where_the_working_directory_is_gone(
+    programs: Programs, program: str
+) -> None:
+    command = {
+        "download": [*DOWNLOADER, URI, "node"],
+        "verify": [*DOWNLOADER, "verify", "node"],
+        "staging": [*STAGING, "upload", "model.tar", URI],
+    }[program]
+    gone = programs.directory / "gone"
+    gone.mkdir()
+    outcome = programs.run(
+        ["/bin/sh", "-c", f'cd {gone} && rmdir {gone} && exec "$@"', "sh", *command],
+        expect=2,
+        environment={"PYTHONPATH": str(Path(downloader.__file__).parent.parent)},
+    )
+    assert outcome.reference == "arguments"
+    assert "the working directory cannot be found" in outcome.error

@@ -171,6 +171,64 @@ def test_the_post_renderer_refuses_what_it_would_not_change(copied: Path) -> Non
 
 
 @NEEDS_KUBECTL
+@pytest.mark.parametrize(
+    "written",
+    [
+        "'model-downloader'",
+        '"model-downloader"',
+        "model-downloader # the vendor's",
+        "'model-downloader'  #",
+    ],
+)
+def test_a_name_may_be_written_in_any_way(copied: Path, written: str) -> None:
+    text = rendered(SAMPLE)
+    assert text.count("name: model-downloader\n") == 1
+    text = text.replace("name: model-downloader\n", f"name: {written}\n")
+    process = post_render(copied / "existing-chart", text)
+    assert process.returncode == 0, process.stderr
+    check_patched(yaml.safe_load(process.stdout))
+
+
+@NEEDS_KUBECTL
+def test_a_deployment_without_the_init_container_gets_none(copied: Path) -> None:
+    """Kustomize would add one that has no mounts, and fills a directory that nobody reads."""
+    without = merged(SAMPLE, {})
+    pod_of(without)["initContainers"][0]["name"] = "fetch"
+    other = merged(SAMPLE, {"metadata": {"name": "inference-point"}})
+    process = post_render(copied / "existing-chart", rendered(without, other))
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "has no init container model-downloader" in process.stderr
+
+
+@NEEDS_KUBECTL
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"ephemeral-storage": "10Gi"}, "ephemeral-storage 80Gi, limit 10Gi"),
+        ({"ephemeral-storage": "80G"}, "ephemeral-storage 80Gi, limit 80G"),
+        ({"cpu": "1500m"}, 'cpu "2", limit 1500m'),
+        ({"cpu": 1, "ephemeral-storage": "1"}, "; "),
+        ({"ephemeral-storage": "80Gi", "cpu": "2"}, None),
+        ({"ephemeral-storage": "0.1Ti", "cpu": "2.5"}, None),
+        ({"memory": "1Gi"}, None),  # the patch has its own
+    ],
+    ids=str,
+)
+def test_a_limit_of_the_chart_below_what_is_asked_for_is_refused(
+    copied: Path, limits: dict[str, object], said: str | None
+) -> None:
+    sample = merged(SAMPLE, {})
+    pod_of(sample)["initContainers"][0]["resources"] = {"limits": limits}
+    process = post_render(copied / "existing-chart", rendered(service(), sample))
+    if said is None:
+        assert process.returncode == 0, process.stderr
+        return
+    assert (process.returncode, process.stdout) == (1, "")
+    assert "would ask for more than its limit: " in process.stderr
+    assert said in process.stderr
+
+
+@NEEDS_KUBECTL
 def test_the_post_renderer_refuses_placeholders() -> None:
     process = post_render(DEPLOY / "existing-chart", rendered(SAMPLE))
     assert (process.returncode, process.stdout) == (1, "")

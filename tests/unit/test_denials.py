@@ -99,10 +99,18 @@ def test_the_statement_is_there_whether_the_store_names_it_or_not(
     assert error.reference == "denied"
     if told or action != "s3:GetObject":
         assert f"the role needs {action} on {resource}" in str(error.hint)
+        assert statement(error) == {"Effect": "Allow", "Action": action, "Resource": resource}
     else:  # without a reason it may also be an object that is not there
-        both = f"the role needs s3:GetObject and s3:ListBucket, on {resource} and {BUCKET}"
-        assert both in str(error.hint)
-    assert statement(error) == {"Effect": "Allow", "Action": action, "Resource": resource}
+        assert str(error.hint).startswith(
+            "there may be no such prefix or object: check the spelling"
+        )
+        assert f"the role needs s3:ListBucket on {BUCKET}, " in str(error.hint)
+        assert f"s3:GetObject on {resource}" in str(error.hint)
+        assert statement(error) == {
+            "Effect": "Allow",
+            "Action": ["s3:ListBucket", action],
+            "Resource": [BUCKET, resource],
+        }
     assert error.__notes__[0].startswith("to allow it: in a policy of the role {")
     if told:
         assert SESSION in error.message

@@ -545,6 +545,37 @@ def test_an_sts_that_cannot_be_reached(token_file: Path) -> None:
     assert explained(error, offered, now=NOW) is error
 
 
+@pytest.mark.parametrize(
+    ("url", "own", "is_sts"),
+    [
+        ("https://sts.amazonaws.com/", None, True),
+        ("https://sts.cn-north-1.amazonaws.com.cn/", None, True),
+        ("https://sts-fips.us-east-1.amazonaws.com/", None, True),
+        ("https://sts.eu-west-1.api.aws/", None, True),
+        ("https://vpce-0a1b-2c3d.sts.eu-west-1.vpce.amazonaws.com/", None, True),
+        ("https://vpce-0a1b-2c3d-eu-west-1a.sts.eu-west-1.vpce.amazonaws.com/", None, True),
+        ("https://vpce-0a1b-2c3d.s3.eu-west-1.vpce.amazonaws.com/", None, False),
+        ("https://sts.internal.example:8443/", "https://sts.internal.example:8443", True),
+        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000/", True),
+        ("http://127.0.0.1:80001/", "http://127.0.0.1:8000/", False),
+        ("https://s3.eu-west-1.amazonaws.com/", "https://sts.internal.example", False),
+        ("https://sts.internal.example/", None, False),
+    ],
+)
+def test_where_sts_is(token_file: Path, url: str, own: str | None, is_sts: bool) -> None:
+    error = StoreUnavailable("GetObject s3://b/k", reference="connection", side="store")
+    said = f'Could not connect to the endpoint URL: "{url}"'
+    error.__cause__ = WireError("GetObject", "connection", "EndpointConnectionError", said)
+    variables = {"AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": str(token_file)}
+    if own is not None:
+        variables["AWS_ENDPOINT_URL_STS"] = own
+    found = explained(error, Offered.of(variables), now=NOW)
+    assert (found.reference == "sts-connection") is is_sts
+    assert (found is error) is not is_sts
+    if is_sts:
+        assert ("AWS_ENDPOINT_URL_STS" in str(found.hint)) is (own is not None)
+
+
 def test_what_has_nothing_to_do_with_sts_stays(token_file: Path) -> None:
     offered = Offered(role_arn=ROLE, token_file=str(token_file))
     plain = NoSpace("full", reference="no-space")

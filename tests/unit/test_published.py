@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from staging.cli.source import names_archive
 from staging.published import find_published, read_if_published, read_manifest, require_id
 from staging.store.s3 import S3Store
 from staging.vocabulary.errors import (
@@ -117,6 +118,9 @@ def test_no_bucket(server: ScriptedS3, store: S3Store) -> None:
             "s3://models/checkpoints/laguna-x/",
         ),
         (["checkpoints/laguna-xs-2/a", "checkpoints/laguna-xs/"], "s3://models/checkpoints/laguna-xs-2/"),
+        (["checkpoints/LAGUNA-XS/a", "checkpoints/other/a"], "s3://models/checkpoints/LAGUNA-XS/"),
+        (["CHECKPOINTS/LAGUNA-XS/a", "other/a"], "s3://models/CHECKPOINTS/LAGUNA-XS/"),
+        (["Checkpoints/laguna-xs/a", "checkpoints/laguna-x/a"], "s3://models/checkpoints/laguna-x/"),
     ],
 )  # fmt: skip
 def test_an_empty_prefix_with_the_one_that_was_meant(
@@ -137,7 +141,6 @@ def test_an_empty_prefix_with_the_one_that_was_meant(
     "keys",
     [
         [],
-        ["checkpoints/quite-different/config.json"],
         ["checkpoints/laguna-xs/"],  # the placeholder of a folder: nothing, and not what was meant
         ["checkpoints/laguna-xs/.checkpoint-complete"],
         ["checkpoints/laguna-xs\n/config.json"],  # cannot be typed
@@ -150,6 +153,32 @@ def test_an_empty_prefix_with_nothing_near(
     error = refusal(store)
     assert error.reference == "prefix-empty"
     assert error.hint == "check the spelling; `staging ls s3://models/` lists what is published"
+
+
+@pytest.mark.parametrize(
+    ("keys", "there"),
+    [
+        (["checkpoints/quite-different/a"], "s3://models/checkpoints/quite-different/"),
+        (
+            ["checkpoints/point/a", "checkpoints/malibu/a", "checkpoints/.checkpoint/a"],
+            "s3://models/checkpoints/malibu/ and s3://models/checkpoints/point/",
+        ),
+        (
+            [f"checkpoints/{name}/a" for name in ("zzz", "malibu", "yyy", "point", "xxx")],
+            "{0}malibu/, {0}xxx/, {0}point/ and 2 more".format("s3://models/checkpoints/"),
+        ),
+        (["elsewhere/x/a", "checkpoints"], "s3://models/elsewhere/"),
+    ],
+)
+def test_where_nothing_is_near_what_is_there_is_named(
+    server: ScriptedS3, store: S3Store, keys: list[str], there: str
+) -> None:
+    fill(server, *keys)
+    assert refusal(store).hint == (
+        f"check the spelling; there is {there}; `staging ls s3://models/` lists what is published"
+    )
+    # The prefix itself, its object, and each level once.
+    assert len(server.requests) <= 6
 
 
 def test_an_empty_bucket_at_its_root(store: S3Store) -> None:
@@ -182,7 +211,7 @@ def test_where_the_levels_above_may_not_be_listed_the_finding_stands(
     assert server.unfired_faults == []
 
 
-@pytest.mark.parametrize("name", ["laguna-xs.tar", "laguna.tar.gz", "a.tgz", "A.TAR", "a.zip"])
+@pytest.mark.parametrize("name", ["laguna-xs.tar", "laguna.tar.gz", "a.tgz", "A.TAR", "a.tar.zst"])
 def test_a_prefix_that_holds_the_archive_itself(
     server: ScriptedS3, store: S3Store, name: str
 ) -> None:
@@ -190,11 +219,26 @@ def test_a_prefix_that_holds_the_archive_itself(
     error = refusal(store)
     assert error.reference == "prefix-holds-tar"
     assert repr(name) in error.message
-    assert f"`staging upload {name} s3://models/PREFIX/`" in str(error.hint)
+    command = f"staging upload {LOCATION}{name} s3://models/NEW-PREFIX/"
+    assert f"`{command}`" in str(error.hint)
+    assert names_archive(command.split()[2])  # a source as it is
+
+
+def test_an_archive_that_no_upload_unpacks(server: ScriptedS3, store: S3Store) -> None:
+    fill(server, LOCATION.prefix + "a.zip")
+    error = refusal(store)
+    assert error.reference == "prefix-holds-tar"
+    assert "get and unpack it, and run `staging upload DIRECTORY s3://models/NEW-PREFIX/`" in str(
+        error.hint
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"), [("x\x1b[2J\n.tar", "ARCHIVE"), ("a b; rm -rf.tar", "'a b; rm -rf.tar'")]
+    ("name", "shown"),
+    [
+        ("x\x1b[2J\n.tar", f"{LOCATION}ARCHIVE"),
+        ("a b; rm -rf.tar", f"'{LOCATION}a b; rm -rf.tar'"),
+    ],
 )
 def test_a_strangers_archive_name_is_harmless(
     server: ScriptedS3, store: S3Store, name: str, shown: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,20 @@ def test_what_does_not_fit_says_how_much_is_missing() -> None:
     assert (error.code, error.reference, error.side) == (14, "no-space", "local")
     with pytest.raises(NoSpace):
         check_space(1, RESERVE, HERE)
+
+
+@pytest.mark.parametrize(
+    ("needed", "free"),
+    [(3_000_000, 2_100_000), (1, RESERVE), (10**9, 999_999_999), (991_611_392, 1), (1 << 40, 5)],
+)
+def test_the_numbers_add_up(needed: int, free: int) -> None:
+    with pytest.raises(NoSpace) as caught:
+        check_space(needed, free, HERE)
+    found = re.search(
+        r"needs ([\d.]+) (\w+) more, ([\d.]+) (\w+) are free: ([\d.]+) (\w+) too few",
+        caught.value.message,
+    )
+    assert found is not None
+    more, there, less = (round(100 * float(found[place])) for place in (1, 3, 5))
+    assert found[2] == found[4] == found[6]
+    assert more - there == less > 0
