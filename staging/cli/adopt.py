@@ -10,6 +10,7 @@ from staging import __version__
 from staging.adopt import AdoptOptions, AdoptPlan, AdoptResult, plan
 from staging.adopt import adopt as publish
 from staging.cli import quantity
+from staging.cli.layout import policy_options
 from staging.cli.options import (
     DISTRIBUTION,
     Common,
@@ -21,6 +22,7 @@ from staging.cli.options import (
 )
 from staging.cli.program import print_json
 from staging.cli.streams import say
+from staging.layout.policy import Policy
 from staging.transfer.sizing import choose
 from staging.vocabulary.digest import HashFamily
 from staging.vocabulary.location import S3Location
@@ -48,6 +50,7 @@ from staging.vocabulary.redaction import one_line
     help="Digest family; sha256 for sites that need approved hashing.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; read no weights.")
+@policy_options
 @write_options("STAGING")
 @memory_option("STAGING")
 @common_options("STAGING")
@@ -58,6 +61,7 @@ def adopt(
     writing: Writing,
     expect_id: str | None,
     layout_check: Literal["on", "off"],
+    policy: Policy,
     family: Literal["blake3", "sha256"],
     dry_run: bool,
     memory: int,
@@ -77,7 +81,7 @@ def adopt(
         memory=memory,
         cores=cores(),
         hash=HashFamily.BLAKE3 if family == "blake3" else HashFamily.SHA256,
-        check_layout=layout_check == "on",
+        layout=policy if layout_check == "on" else None,
         expect_id=expect_id,
         tool=f"{DISTRIBUTION}/{__version__}",
     )

@@ -14,7 +14,7 @@ from staging.cli.options import CONTEXT, DISTRIBUTION
 from staging.cli.program import run
 from staging.vocabulary.errors import UsageError
 
-_COMMANDS: Final = ("check", "upload", "adopt", "show", "verify", "ls", "doctor", "gc")
+_COMMANDS: Final = ("check", "upload", "adopt", "show", "verify", "ls", "preflight", "doctor", "gc")
 """In the order of the job; each is a function in a module of its own name beside this one."""
 
 

@@ -9,6 +9,7 @@ import click
 
 from staging import __version__
 from staging.cli import quantity
+from staging.cli.layout import policy_options
 from staging.cli.options import (
     DISTRIBUTION,
     Common,
@@ -22,6 +23,7 @@ from staging.cli.program import print_json
 from staging.cli.source import SourceOptions, open_source, remarks, source_options
 from staging.cli.streams import say
 from staging.inspection import read_through
+from staging.layout.policy import Policy
 from staging.source.source import Source
 from staging.transfer.sizing import BASE_MEMORY, MIB
 from staging.upload import Estimate, UploadOptions, UploadResult, estimate, plan, plan_known
@@ -39,11 +41,11 @@ _AHEAD_SHARE: Final = 4
 @click.argument("target", metavar="s3://BUCKET/PREFIX/")
 @click.option(
     "--layout-check",
-    type=click.Choice(["on", "off"]),
-    default="on",
+    type=click.Choice(["early", "end", "off"]),
+    default="early",
     show_default=True,
     envvar="STAGING_LAYOUT_CHECK",
-    help="Apply the rules of a servable checkpoint.",
+    help="Apply the rules of a servable checkpoint: as soon as something is certain, or when all is read.",
 )
 @click.option(
     "--hash",
@@ -65,6 +67,7 @@ _AHEAD_SHARE: Final = 4
     help="Keep nothing of what was sent when the upload is stopped or fails.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; send nothing.")
+@policy_options
 @source_options
 @write_options("STAGING")
 @tuning_options("STAGING")
@@ -76,7 +79,8 @@ def upload(
     target: str,
     source_options: SourceOptions,
     writing: Writing,
-    layout_check: Literal["on", "off"],
+    layout_check: Literal["early", "end", "off"],
+    policy: Policy,
     family: Literal["blake3", "sha256"],
     allow_existing: bool,
     abort_on_interrupt: bool,
@@ -111,7 +115,8 @@ def upload(
         part_size=part_size,
         concurrency=concurrency,
         hash=HashFamily.BLAKE3 if family == "blake3" else HashFamily.SHA256,
-        check_layout=layout_check == "on",
+        layout=None if layout_check == "off" else policy,
+        early=layout_check == "early",
         allow_existing=allow_existing,
         abort_on_interrupt=abort_on_interrupt,
         tool=f"{DISTRIBUTION}/{__version__}",

@@ -19,13 +19,15 @@ class Architecture:
     """How vLLM cuts a model; fields of the configuration by their names there.
 
     `source` is the file below `vllm/model_executor/models`. `feed_forward` is the inner size of dense layers,
-    None where all layers have experts. `gate_apart`: gate and up projections are two layers, not one.
+    None where all layers have experts. `experts_also` is another name that configurations have for `experts`.
+    `gate_apart`: gate and up projections are two layers, not one.
     `latent`: attention is multi-head latent attention where the configuration has `kv_lora_rank`.
     """
 
     source: str
     feed_forward: str | None = "intermediate_size"
     experts: str | None = None
+    experts_also: str | None = None
     expert_size: str = "moe_intermediate_size"
     refuses_more_than_experts: bool = False
     shared_experts: str | None = None
@@ -80,7 +82,10 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     ),
     "Qwen2MoeForCausalLM": _QWEN_MOE,
     "Qwen3MoeForCausalLM": Architecture(
-        "qwen3_moe.py", experts="num_experts", refuses_more_than_experts=True
+        "qwen3_moe.py",
+        experts="num_experts",
+        experts_also="num_local_experts",  # as transformers 5 writes it
+        refuses_more_than_experts=True,
     ),
     "LagunaForCausalLM": Architecture(
         "laguna.py",

@@ -1,20 +1,33 @@
-"""What the rules of a checkpoint are judged on: names, sizes and safetensors headers. No weights."""
+"""What the rules of a checkpoint are judged on: names, sizes, headers, small documents. No weights."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from staging.formats.safetensors import SafetensorsHeader
+from staging.formats.stranger import Stranger
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 """Names the shards of a checkpoint, in its root."""
 
+CONSOLIDATED_INDEX_NAME: Final = "consolidated.safetensors.index.json"
+"""Names the shards of a checkpoint in Mistral's format, in its root."""
+
 _PICKLED_OR_FOREIGN: Final = (".bin", ".pt", ".pth", ".ckpt", ".gguf")
 
 _LOADED_FROM_THE_ROOT: Final = ("*.safetensors", "*.safetensors.index.json", "consolidated*")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A document that could not be read: `reason` in a few words, `stranger` what it is instead."""
+
+    stranger: Stranger | None
+    reason: str
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +36,23 @@ class Inventory:
 
     `files` maps paths to sizes in bytes. `headers` tells of `*.safetensors` files what was found at
     their start: a header that fits the file, or in words why it is broken. A file it does not name,
-    or names with None, was not looked into.
+    or names with None, was not looked into. `documents` has the JSON of small files by path, or an
+    `Unreadable`; a document it does not name was not looked into, or has no JSON.
     """
 
     files: Mapping[str, int]
     headers: Mapping[str, SafetensorsHeader | str | None] = field(default_factory=dict)
+    documents: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self, path: str) -> Mapping[str, Any] | None:
+        """A JSON object of the checkpoint; None where there is none, or it could not be read."""
+        return json_object(self.documents, path)
+
+
+def json_object(documents: Mapping[str, Any], path: str) -> Mapping[str, Any] | None:
+    """A JSON object among documents; None where there is none, or it could not be read."""
+    found = documents.get(path)
+    return found if isinstance(found, Mapping) else None
 
 
 def is_safetensors(path: str) -> bool:

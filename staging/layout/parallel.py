@@ -180,11 +180,10 @@ class _Judge:
             self._notes.append(
                 "latent attention: keys and values have one head, whole on every GPU"
             )
-        if self._architecture.refuses_more_than_experts and self._architecture.experts:
-            experts = self._integer(self._architecture.experts)
-            self._exclude(
-                "experts", self._architecture.experts, experts, lambda tp: tp > experts > 0
-            )
+        experts_field = self._experts_field()
+        if self._architecture.refuses_more_than_experts and experts_field:
+            experts = self._integer(experts_field)
+            self._exclude("experts", experts_field, experts, lambda tp: tp > experts > 0)
         cuts = list(self._cuts())
         for cut in cuts:
             self._exclude(cut.rule, cut.field, cut.value, _does_not_divide(cut.size))
@@ -216,6 +215,18 @@ class _Judge:
         if type(value) is not int or not least <= value <= _MOST:
             raise Unknown(f"{self._prefix}{name} of config.json is {told(value)}")
         return value
+
+    def _experts_field(self) -> str | None:
+        """The field with the number of experts, by the name that this configuration has for it."""
+        known = self._architecture
+        also = known.experts_also
+        if also is not None and known.experts not in self._config and also in self._config:
+            return also
+        return known.experts
+
+    def _has_experts(self) -> bool:
+        name = self._experts_field()
+        return name is not None and self._integer(name, least=0) > 0
 
     def _heads(self) -> tuple[str, list[int]]:
         """Attention heads by layer where the configuration has that, else of all layers."""
@@ -249,12 +260,11 @@ class _Judge:
         known = self._architecture
         if known.feed_forward is not None:
             size = self._integer(known.feed_forward)
-            experts = known.experts and self._integer(known.experts, least=0)
-            if not experts or self._has_dense_layers():
+            if not self._has_experts() or self._has_dense_layers():
                 yield _Cut(
                     "dense", "intermediate-size", known.feed_forward, size, size, known.gate_apart
                 )
-        if known.experts is None or not self._integer(known.experts, least=0):
+        if not self._has_experts():
             return
         size = self._integer(known.expert_size)
         yield _Cut("experts", "expert-size", known.expert_size, size, size)

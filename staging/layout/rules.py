@@ -1,178 +1,134 @@
 """Rules of a servable checkpoint: pure functions from an inventory to findings.
 
-An error means that the files would not serve, or not as meant; a warning is worth a look. Rules judge
-names, sizes and headers only, so they can run before any weight is read. A new rule is one function
-and its place in `RULES`.
+An error means that the files would not serve, or not as meant; a warning is worth a look; advice is what to
+know before a server is started. Rules judge names, sizes, headers and small documents only, so they can run
+before any weight is read. They are data, in `RULES`, and live by family in `staging.layout.families`.
 
 Two layouts are known to serve, and pass: Hugging Face's (`config.json`, `tokenizer.json`, shards and
-their index) and the vendor's (`config.yaml`, `model.safetensors`, `tokenizer/`).
+their index) and the vendor's (`config.yaml`, `model.safetensors`, `tokenizer/`), whose configuration has no
+published meaning and is not judged. What was not looked into breaks no rule.
+
+`check` judges a whole checkpoint; `Gradual` one whose files pass by, as soon as something is certain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Final
 
-from staging.layout.inventory import (
-    INDEX_NAME,
-    Inventory,
-    directory_of,
-    is_config,
-    is_leftover,
-    is_other_weights,
-    is_safetensors,
+from staging.layout.facts import Facts, Index
+from staging.layout.families import (
+    hugging_face,
+    index,
+    names,
+    others,
+    parallel,
+    quantisation,
+    training,
+    weights,
 )
-from staging.vocabulary.paths import collisions, why_unsafe
+from staging.layout.inventory import Inventory
+from staging.layout.rule import SEVERITIES, Family, Finding, Rule
 
-_ARCHIVES: Final = (".tar", ".tgz", ".tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
-_FOLDER_HINT: Final = "give --strip-components so that the files of this folder land at the root"
+__all__ = ["FAMILIES", "RULES", "Finding", "Gradual", "advise", "check", "near_misses"]
 
+FAMILIES: Final[tuple[Family, ...]] = (
+    names.FAMILY,
+    training.FAMILY,
+    weights.FAMILY,
+    index.FAMILY,
+    hugging_face.FAMILY,
+    quantisation.FAMILY,
+    others.MISTRAL,
+    others.BUNDLE,
+    others.DRAFT,
+    others.ADAPTER,
+    parallel.FAMILY,
+)
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing a rule found. `path` is the file it is about, None when it is about the whole."""
+RULES: Final[Mapping[str, Rule]] = {rule.id: rule for family in FAMILIES for rule in family.rules}
+"""All rules by id, in the order of their findings."""
 
-    rule: str
-    severity: Literal["error", "warning"]
-    path: str | None
-    message: str
-    hint: str
-
-
-Rule = Callable[[Inventory], Iterator[Finding]]
-
-
-def check(inventory: Inventory) -> list[Finding]:
-    """Apply all rules; errors come first, otherwise the order is that of `RULES` and of paths."""
-    findings = [finding for rule in RULES for finding in rule(inventory)]
-    return sorted(findings, key=lambda finding: finding.severity != "error")
-
-
-def _names(inventory: Inventory) -> Iterator[Finding]:
-    """Every name means one file, everywhere, beside all others."""
-    hint = "rename the file and pack the checkpoint again"
-    for path in sorted(inventory.files):
-        reason = why_unsafe(path)
-        if reason is not None:
-            message = f"the name {path[:200]!r} is unsafe: {reason}"
-            yield Finding("name-unsafe", "error", path, message, hint)
-    for first, second in collisions(sorted(inventory.files)):
-        message = f"{second[:200]!r} cannot live beside {first[:200]!r} on every filesystem"
-        yield Finding("name-collision", "error", second, message, hint)
+_NONE: Final[frozenset[str]] = frozenset()
 
 
-def _leftovers(inventory: Inventory) -> Iterator[Finding]:
-    """No AppleDouble file: `._model.safetensors` would be loaded as weights."""
-    for path in sorted(inventory.files):
-        name = path.rpartition("/")[2]
-        if is_leftover(path) or name == ".DS_Store":
-            yield Finding(
-                "macos-leftover",
-                "error" if is_leftover(path) else "warning",
-                path,
-                f"{path[:200]!r} was added by macOS and is no part of a checkpoint",
-                "pack the directory again with COPYFILE_DISABLE=1 and without .DS_Store",
-            )
+def check(
+    inventory: Inventory,
+    ignore: Collection[str] = _NONE,
+    *,
+    strict: bool = False,
+    allow: Iterable[str] = (),
+    partial: bool = False,
+) -> list[Finding]:
+    """Errors and warnings of a checkpoint; errors come first, otherwise in the order of `RULES` and of paths.
 
-
-def _archives(inventory: Inventory) -> Iterator[Finding]:
-    """No archive inside: nodes fetch unpacked files and would start without what is in it."""
-    for path in sorted(inventory.files):
-        if path.lower().endswith(_ARCHIVES):
-            yield Finding(
-                "archive-inside",
-                "error",
-                path,
-                f"{path[:200]!r} is an archive; a prefix holds the unpacked files",
-                "upload the inner archive itself, or pack the checkpoint without it",
-            )
-
-
-def _weights(inventory: Inventory) -> Iterator[Finding]:
-    """Weights lie at the root, as safetensors.
-
-    Servers read other formats too, but pickles run code when they are loaded, and the downloaders in
-    use fetch `*.safetensors`: a checkpoint of nothing else would reach no node.
+    Rules in `ignore` are left out. `strict` makes warnings errors. `allow` are paths of pickles and programs
+    that somebody wants to have. `partial` says that more files may follow: only what stays true is told.
+    Raises ValueError for a rule in `ignore` that does not exist.
     """
-    paths = sorted(inventory.files)
-    safetensors = [path for path in paths if is_safetensors(path)]
-    others = [path for path in paths if is_other_weights(path)]
-    if any(directory_of(path) == "" for path in safetensors) or (
-        safetensors and INDEX_NAME in inventory.files
-    ):
-        for path in others:
-            yield Finding(
-                "weights-other-format",
-                "warning",
-                path,
-                f"{path[:200]!r} holds weights beside the safetensors files",
-                "leave it out unless the model's code needs it; every node downloads it",
-            )
-    elif safetensors:
-        folder = directory_of(safetensors[0])
-        yield Finding(
-            "weights-nested",
-            "error",
-            safetensors[0],
-            f"the weights are in the folder {folder[:200]!r}, not at the root",
-            _FOLDER_HINT,
+    facts = Facts(inventory, allow=allow, partial=partial)
+    findings = _apply(facts, ignore, advice=False, lasting=partial)
+    if strict:
+        findings = [replace(finding, severity="error") for finding in findings]
+    return findings
+
+
+def advise(inventory: Inventory, ignore: Collection[str] = _NONE) -> list[Finding]:
+    """What to know about a checkpoint that serves: findings that are advice. Raises as `check` does."""
+    return _apply(Facts(inventory), ignore, advice=True, lasting=False)
+
+
+class Gradual:
+    """Judges a checkpoint while its files pass by: what is certain whatever files follow, and no sooner.
+
+    Each call looks at a few files alone, so that thousands of them cost no more than once each.
+    """
+
+    def __init__(self, ignore: Collection[str] = _NONE, *, allow: Iterable[str] = ()) -> None:
+        _require_known(ignore)
+        self._ignore = frozenset(ignore)
+        self._allow = frozenset(allow)
+        self._indexes: dict[str, Index | str] = {}
+        self._told: set[tuple[str, str | None, str]] = set()
+
+    def judge(self, inventory: Inventory, fresh: Iterable[str]) -> list[Finding]:
+        """Findings that are new, errors first; `fresh` are files of which more is known than before.
+
+        A file comes with its name first, and again with its header or document.
+        """
+        facts = Facts(
+            inventory, allow=self._allow, fresh=fresh, partial=True, indexes=self._indexes
         )
-    elif others:
-        yield Finding(
-            "weights-not-safetensors",
-            "error",
-            others[0],
-            f"{others[0][:200]!r} is not safetensors, and there are no other weights",
-            "ask for the checkpoint as safetensors, or convert it",
-        )
-    else:
-        yield Finding(
-            "weights-missing",
-            "error",
-            None,
-            "there are no weights: no *.safetensors file",
-            "check that this is the model's archive, and whole",
-        )
+        found = []
+        for finding in _apply(facts, self._ignore, advice=False, lasting=True):
+            key = finding.rule, finding.path, finding.message
+            if key not in self._told:
+                self._told.add(key)
+                found.append(finding)
+        return found
 
 
-def _config(inventory: Inventory) -> Iterator[Finding]:
-    """The configuration lies at the root, where the weights are."""
-    configs = [path for path in sorted(inventory.files) if is_config(path)]
-    if any(directory_of(path) == "" for path in configs):
-        return
-    if configs:
-        folder = directory_of(configs[0])
-        yield Finding(
-            "config-nested",
-            "error",
-            configs[0],
-            f"the configuration is in the folder {folder[:200]!r}, not at the root",
-            _FOLDER_HINT,
-        )
-    else:
-        yield Finding(
-            "config-missing",
-            "warning",
-            None,
-            "there is no config.json, config.yaml or params.json",
-            "check that the archive is whole",
-        )
+def near_misses(name: str) -> list[str]:
+    """Ids of rules that look like `name`, the most alike first."""
+    return difflib.get_close_matches(name.lower().replace("_", "-"), RULES, n=3, cutoff=0.5)
 
 
-def _headers(inventory: Inventory) -> Iterator[Finding]:
-    """Every safetensors file is as long as its header says, and none is another kind of file."""
-    for path in sorted(inventory.headers):
-        outcome = inventory.headers[path]
-        if isinstance(outcome, str) and not is_leftover(path):
-            yield Finding(
-                "safetensors-broken",
-                "error",
-                path,
-                f"{path[:200]!r} is no whole safetensors file: {outcome}",
-                "get this file again: it was cut or replaced before the archive was packed",
-            )
+def _apply(facts: Facts, ignore: Collection[str], *, advice: bool, lasting: bool) -> list[Finding]:
+    _require_known(ignore)
+    findings = [
+        finding
+        for rule in RULES.values()
+        if rule.id not in ignore
+        and (rule.severity == "advice") is advice
+        and (rule.lasting or not lasting)
+        for finding in rule.findings(facts)
+    ]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-RULES: Final[tuple[Rule, ...]] = (_names, _leftovers, _archives, _weights, _config, _headers)
-"""All rules, in the order of their findings."""
+def _require_known(ignore: Collection[str]) -> None:
+    for name in ignore:
+        if name not in RULES:
+            raise ValueError(f"there is no rule {name!r}")

@@ -16,12 +16,20 @@ Not guaranteed: that a model server agrees; it is advice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from staging.formats.safetensors import SafetensorsHeader, total
-from staging.layout.inventory import INDEX_NAME, Inventory, directory_of, is_safetensors
+from staging.layout.inventory import (
+    INDEX_NAME,
+    Inventory,
+    directory_of,
+    is_safetensors,
+    json_object,
+)
 from staging.layout.parallel import Limit, Split, split
+from staging.layout.policy import Policy
+from staging.layout.rule import Finding
 
 _CONFIG: Final = "config.json"
 _VENDOR_CONFIG: Final = "config.yaml"
@@ -36,12 +44,12 @@ def summarise(inventory: Inventory) -> Mapping[str, Any]:
     found = (inventory.headers.get(path) for path in paths)
     headers = [header for header in found if isinstance(header, SafetensorsHeader)]
     totals = total(headers)
-    config = _document(inventory, _CONFIG)
+    config = json_object(inventory.documents, _CONFIG)
     if config is None:
         judged = Split(None, _why_unknown(inventory))
     else:
         whole = headers if len(headers) == len(paths) else ()
-        judged = split(config, whole, quantisation=_document(inventory, _QUANTISATION))
+        judged = split(config, whole, quantisation=json_object(inventory.documents, _QUANTISATION))
     return {
         "family": judged.architecture and judged.architecture[:_LONGEST_NAME],
         "weight_files": len(paths),
@@ -54,12 +62,26 @@ def summarise(inventory: Inventory) -> Mapping[str, Any]:
     }
 
 
+def section(
+    inventory: Inventory, policy: Policy | None, findings: Sequence[Finding]
+) -> Mapping[str, Any]:
+    """The `layout` section of a manifest; without a policy no rule was applied."""
+    decided = {} if policy is None else policy.document()
+    warnings = list(dict.fromkeys(finding.rule for finding in findings))
+    return {
+        "checked": policy is not None,
+        "warnings": warnings,
+        **decided,
+        **summarise(inventory),
+    }
+
+
 def served_weights(inventory: Inventory) -> tuple[str, ...]:
     """Paths of the safetensors files that a server loads: those the index names, else all in the root.
 
     Weights in Mistral's format count only where there are no others: the two are one model written twice.
     """
-    index = _document(inventory, INDEX_NAME)
+    index = json_object(inventory.documents, INDEX_NAME)
     weight_map = index.get("weight_map") if index is not None else None
     if isinstance(weight_map, dict):
         named = {path for path in weight_map.values() if isinstance(path, str)}
@@ -105,10 +127,3 @@ def _why_unknown(inventory: Inventory) -> str:
     if _MISTRAL_CONFIG in inventory.files:
         return "how a model described by params.json is split is not known here"
     return "there is no config.json"
-
-
-def _document(inventory: Inventory, path: str) -> Mapping[str, Any] | None:
-    """A JSON object of the checkpoint; None where there is none, or it could not be read."""
-    documents: Mapping[str, object] = getattr(inventory, "documents", {})
-    document = documents.get(path)
-    return document if isinstance(document, Mapping) else None

@@ -19,7 +19,7 @@ from staging.layout.rules import check
 from staging.vocabulary.errors import LayoutInvalid, MalformedInput
 from staging.vocabulary.paths import SafePath
 from staging.vocabulary.read_at import BytesAt
-from tests.support.tensors import SMALL
+from tests.support.tensors import safetensors_file
 
 HUGGING_FACE = [
     "config.json",
@@ -232,10 +232,15 @@ def test_no_members_have_no_root() -> None:
 
 
 def inventory(*names: str, broken: dict[str, str] | None = None) -> Inventory:
-    header = read_header(BytesAt(SMALL))
+    """Files with one tensor in each that is weights, named after it."""
     return Inventory(
-        dict.fromkeys(names, len(SMALL)),
-        {name: header for name in names if name.endswith(".safetensors")} | (broken or {}),
+        dict.fromkeys(names, 100),
+        {
+            name: read_header(BytesAt(safetensors_file({name: ("U8", [1], b"x")})))
+            for name in names
+            if name.endswith(".safetensors")
+        }
+        | (broken or {}),
     )
 
 
@@ -280,8 +285,10 @@ def test_files_that_were_not_looked_into_are_no_finding() -> None:
         (["x/laguna.TAR.GZ"], ("error", "archive-inside", "x/laguna.TAR.GZ")),
         (["a.tgz"], ("error", "archive-inside", "a.tgz")),
         (["a.tar.zst"], ("error", "archive-inside", "a.tar.zst")),
-        (["pytorch_model.bin"], ("warning", "weights-other-format", "pytorch_model.bin")),
-        (["original/a.pth"], ("warning", "weights-other-format", "original/a.pth")),
+        (["weights.bin"], ("warning", "weights-other-format", "weights.bin")),
+        (["original/a.gguf"], ("warning", "weights-other-format", "original/a.gguf")),
+        (["pytorch_model.bin"], ("error", "pickle", "pytorch_model.bin")),
+        (["original/a.pth"], ("error", "pickle", "original/a.pth")),
     ],
 )
 def test_one_file_more_than_serves(names: list[str], expected: tuple[str, str, str]) -> None:

@@ -1,0 +1,5 @@
+from transformers import LagunaConfig as _LagunaConfig
+
+
+class LagunaConfig(_LagunaConfig):
+    pass

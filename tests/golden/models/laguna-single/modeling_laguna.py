@@ -1,0 +1,5 @@
+from transformers import LagunaForCausalLM as _LagunaForCausalLM
+
+
+class LagunaForCausalLM(_LagunaForCausalLM):
+    pass
