@@ -104,10 +104,7 @@ def adopt(
     manifest = Manifest.of(
         options.hash,
         [content.file() for content in reading.contents.values()],
-        layout={
-            "checked": options.check_layout,
-            "warnings": [finding.rule for finding in known.findings],
-        },
+        layout=known.layout,
         source=_source(location, found.total_size, archive),
         created=now().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tool=options.tool,

@@ -8,12 +8,15 @@ between is seen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from staging.inspection import take_inventory
-from staging.layout.rules import Finding, check
-from staging.published import read_if_published, require_id
+from staging.layout.policy import EVERY_RULE, Policy, require
+from staging.layout.rule import Finding
+from staging.layout.summary import section
+from staging.published import read_if_published, require_id, require_usable_id
 from staging.source.ranges import ObjectAt
 from staging.store.store import Changed, ObjectInfo, Store
 from staging.transfer.sizing import Sizing, choose
@@ -22,29 +25,27 @@ from staging.unpublished.prefix import (
     changed,
     examine,
     list_prefix,
-    require_usable_id,
 )
 from staging.unpublished.wholeness import refuse_missing_shards, refuse_unfinished_copy
 from staging.upload import target
 from staging.vocabulary.digest import HashFamily
-from staging.vocabulary.errors import LayoutInvalid, NotFound, UsageError
+from staging.vocabulary.errors import NotFound, UsageError
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest
-
-_SHOWN: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptOptions:
     """How to adopt: the memory budget in bytes, the processors to use, and what to insist on.
 
-    `hash` is the digest family of the manifest. With `expect_id` any other content is refused.
+    `hash` is the digest family of the manifest. `layout` says which rules count, None that none does. With
+    `expect_id` any other content is refused.
     """
 
     memory: int
     cores: int
     hash: HashFamily = HashFamily.BLAKE3
-    check_layout: bool = True
+    layout: Policy | None = EVERY_RULE
     expect_id: str | None = None
     tool: str = "checkpoint-staging"
 
@@ -57,6 +58,7 @@ class AdoptPlan:
     sizing: Sizing
     found: Unpublished
     findings: tuple[Finding, ...] = ()
+    layout: Mapping[str, Any] = field(default_factory=dict)
     published: Manifest | None = None
 
 
@@ -87,7 +89,7 @@ def plan(store: Store, location: S3Location, options: AdoptOptions) -> AdoptPlan
         return AdoptPlan(location, sizing, Unpublished(location, {}), published=published)
     found = examine(store, location, objects)
     refuse_unfinished_copy(store, found)
-    return AdoptPlan(location, sizing, found, _require_layout(store, found, options))
+    return AdoptPlan(location, sizing, found, *_judge(store, found, options))
 
 
 def _refuse_more(
@@ -100,28 +102,29 @@ def _refuse_more(
             raise target.differs(location, published.id, what)
 
 
-def _require_layout(store: Store, found: Unpublished, options: AdoptOptions) -> tuple[Finding, ...]:
-    """Apply the rules and return their warnings. Raises LayoutInvalid when they find an error."""
-    if not options.check_layout:
-        return ()
-    refuse_missing_shards(found)
+def _judge(
+    store: Store, found: Unpublished, options: AdoptOptions
+) -> tuple[tuple[Finding, ...], Mapping[str, Any]]:
+    """Apply the rules; returns their warnings, and the `layout` section of the manifest.
+
+    Raises LayoutInvalid when they find an error.
+    """
+    if options.layout is not None:
+        refuse_missing_shards(found)
     by_name = {str(path): info for path, info in found.files.items()}
     sizes = ((name, info.size) for name, info in by_name.items())
     try:
-        findings = check(take_inventory(sizes, lambda name: ObjectAt(store, by_name[name])))
+        inventory = take_inventory(sizes, lambda name: ObjectAt(store, by_name[name]))
     except (Changed, NotFound) as error:
         if error.reference == "bucket":
             raise
         raise changed(error.message, store, found.location.prefix) from error
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        shown = "; ".join(finding.message for finding in errors[:_SHOWN])
-        more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        raise LayoutInvalid(
-            f"{found.location} would not serve: {shown}{more}",
-            reference=errors[0].rule,
-            hint=f"`staging check {found.location}` shows all findings; copy the files to a new prefix as"
-            " they should be, or --layout-check off skips the rules",
-            side="store",
-        )
-    return tuple(findings)
+    findings = [] if options.layout is None else options.layout.check(inventory)
+    require(
+        findings,
+        str(found.location),
+        hint=f"`staging check {found.location}` shows all findings; copy the files to a new prefix as"
+        " they should be, or --layout-check off skips the rules",
+        side="store",
+    )
+    return tuple(findings), section(inventory, options.layout, findings)

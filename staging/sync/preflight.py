@@ -2,30 +2,33 @@
 
     what was read of the manifest, or why it was not; may the prefix be listed, then
     one listing                  is every object there, in its size
-    the headers of all shards    may objects be read and decrypted; are the shards whole
+    headers and small documents  may objects be read and decrypted; are the shards whole
     layout rules                 would the files serve
     the directory                may it be written to, is its disk large enough
 
 Invariants: of weights nothing is read but headers, at most two requests each; files that the ready marker
 vouches for are not looked at; nothing on the local disk is created or changed; a finding never hides another.
-A checkpoint that was published with its rules switched off gets warnings for them instead of findings, and
-without `layout_check` no object but the manifest is read.
+What was decided about rules when the checkpoint was published holds here too: one that was published with its
+rules switched off gets warnings instead of findings. What was in order then and seems not to be now is read
+once more, for it may have been damaged on the way. Without `layout_check` no object but the manifest is read.
 Not guaranteed: that the disk stays free, or that what may be read now may be read later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from staging.directory.fs import Fs
-from staging.layout.inventory import Inventory, is_safetensors
-from staging.layout.rules import Finding, check
+from staging.layout.inventory import Inventory
+from staging.layout.policy import Policy
+from staging.layout.rule import Finding
+from staging.store.denials import gives_no_reason
 from staging.store.store import Store
 from staging.sync.destination import Destination, look
-from staging.sync.headers import read_headers
+from staging.sync.excerpts import Excerpts, is_looked_into, read_excerpts
 from staging.sync.options import SyncOptions
 from staging.sync.pins import Pins, pin
 from staging.sync.plan import Fetch, Keep, Refuse, Remove
@@ -173,7 +176,7 @@ def _preflight(
     findings: list[StagingError] = []
     etags: Mapping[str, str] = {}
     if isinstance(manifest, StagingError):
-        findings += [manifest, *_may_list(store, location, manifest)]
+        findings += _refusals(store, location, manifest)
     else:
         wanted = [
             file
@@ -198,14 +201,32 @@ def _preflight(
     )
 
 
-def _may_list(store: Store, location: S3Location, refused: StagingError) -> Iterable[StagingError]:
-    """When the manifest may not be read: may the prefix be listed? So that both are told at once."""
-    if isinstance(refused, AccessDenied) and refused.reference in _ABOUT_PERMISSIONS:
-        try:
-            store.list_level(location.prefix, limit=1)
-        except StagingError as error:
-            return [error]
-    return []
+def _refusals(store: Store, location: S3Location, refused: StagingError) -> Sequence[StagingError]:
+    """Why there is no manifest; when it may not be read: may the prefix be listed? Both are told at once."""
+    if not (isinstance(refused, AccessDenied) and refused.reference in _ABOUT_PERMISSIONS):
+        return [refused]
+    try:
+        store.list_level(location.prefix, limit=1)
+    except StagingError as error:
+        if not (gives_no_reason(refused) and error.reference == "denied"):
+            return [refused, error]
+        return [_unseen(location, refused, error)]
+    return [refused]
+
+
+def _unseen(location: S3Location, refused: StagingError, unlisted: StagingError) -> AccessDenied:
+    """The error for a prefix of which nothing can be seen: S3 says the same of one that is not there."""
+    found = AccessDenied(
+        f"there is no such prefix, or it may not be read: {refused.message}; {unlisted.message}",
+        reference="denied",
+        hint="check the spelling of the prefix, which may not exist: S3 tells that only to who may list;"
+        f" {unlisted.hint}; refused after that, the role lacks s3:GetObject as well",
+        side="store",
+    )
+    found.__cause__ = refused
+    for note in getattr(unlisted, "__notes__", ()):
+        found.add_note(note)
+    return found
 
 
 class _Look:
@@ -230,12 +251,11 @@ class _Look:
         """Look at the objects of these files, and return the versions of those that are as they must be."""
         try:
             pins = self._pins([file for file in wanted if file.size])
-            broken = self._headers(wanted, pins)
+            if self._options.layout_check:
+                self._judge(wanted, pins)
         except StagingError as error:  # the others would fail in the same way
             self.findings.append(error)
             return {}
-        if self._options.layout_check:
-            self._judge(broken)
         return pins.etags
 
     def _pins(self, files: Sequence[ManifestFile]) -> Pins:
@@ -263,36 +283,33 @@ class _Look:
             return told
         return error
 
-    def _headers(self, wanted: Sequence[ManifestFile], pins: Pins) -> Mapping[str, str]:
-        """Read the headers of all shards; without any, the start of the largest file, for its key's sake."""
-        if not self._options.layout_check:
-            return {}
-        shards = [
+    def _read(self, wanted: Sequence[ManifestFile], pins: Pins) -> Excerpts:
+        """Read what rules judge; where there is nothing, the start of the largest file, for the key."""
+        looked_into = [
             file
             for file in wanted
-            if is_safetensors(file.path) and (file.path in pins.etags or not file.size)
+            if is_looked_into(file.path) and (file.path in pins.etags or not file.size)
         ]
         others = [file for file in wanted if file.path in pins.etags]
-        headers = read_headers(
+        return read_excerpts(
             self._store,
             self._location,
-            shards or sorted(others, key=lambda file: -file.size)[:1],
+            looked_into or sorted(others, key=lambda file: -file.size)[:1],
             pins.etags,
             memory=self._options.memory,
             concurrency=self._options.concurrency,
             report=self._report,
         )
-        self.findings += _grouped(headers.wrong)
-        return headers.broken if shards else {}
 
-    def _judge(self, broken: Mapping[str, str]) -> None:
+    def _judge(self, wanted: Sequence[ManifestFile], pins: Pins) -> None:
         """Apply the layout rules to the whole checkpoint."""
-        sizes = {str(file.path): file.size for file in self._manifest.files}
-        by_rule: dict[str, list[Finding]] = {}
-        for finding in check(Inventory(sizes, dict(broken))):
-            if finding.severity == "error":
-                by_rule.setdefault(finding.rule, []).append(finding)
         checked = self._manifest.layout.get("checked")
+        excerpts = self._read(wanted, pins)
+        by_rule = self._errors(excerpts)
+        if by_rule and checked is True and not excerpts.wrong:
+            excerpts = self._read(wanted, pins)
+            by_rule = self._errors(excerpts)
+        self.findings += _grouped(excerpts.wrong)
         for rule, found in by_rule.items():
             error: StagingError = _would_not_serve(found, self._location)
             if checked is True and rule == _BROKEN:
@@ -302,6 +319,16 @@ class _Look:
                 self._report(Note(text, warning=True))
             else:
                 self.findings.append(error)
+
+    def _errors(self, excerpts: Excerpts) -> dict[str, list[Finding]]:
+        """The errors that the rules find, by rule."""
+        sizes = {str(file.path): file.size for file in self._manifest.files}
+        inventory = Inventory(sizes, excerpts.headers, excerpts.documents)
+        by_rule: dict[str, list[Finding]] = {}
+        for finding in Policy.of(self._manifest.layout).check(inventory):
+            if finding.severity == "error":
+                by_rule.setdefault(finding.rule, []).append(finding)
+        return by_rule
 
 
 def _damaged(errors: Sequence[Finding], location: S3Location) -> IntegrityError:
@@ -321,7 +348,8 @@ def _would_not_serve(errors: Sequence[Finding], location: S3Location) -> LayoutI
     return LayoutInvalid(
         f"{location}: {errors[0].message}{_and_others(paths)}",
         reference=errors[0].rule,
-        hint=f"{errors[0].hint}, and publish it under a new prefix; --layout-check off fetches it as it is",
+        hint=f"{errors[0].hint}; then publish the checkpoint under a new prefix, or fetch this one as it is"
+        " with --layout-check off",
         side="store",
     )
 

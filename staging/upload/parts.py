@@ -29,6 +29,7 @@ from staging.transfer.scheduler import Cancellation, Scheduler
 from staging.transfer.sizing import part_size_for
 from staging.upload.checked import send_checked
 from staging.upload.part_digest import PartDigest
+from staging.upload.plan import refuse
 from staging.upload.records import FoundRecord, Record, Records
 from staging.upload.staged import Fate, StagedFile
 from staging.vocabulary import crc64
@@ -53,7 +54,7 @@ class PartSender:
 
     `there` are the objects below the prefix, key to size in bytes; `left` the records of earlier
     runs; `held_room` the bytes of small files that may be kept for the commit, when the source cannot
-    be read again.
+    be read again. `passing` sees a sequential source before anything of what it sees is sent.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class PartSender:
         left: Sequence[FoundRecord] = (),
         there: Mapping[str, int] | None = None,
         held_room: int = 0,
+        passing: Passing | None = None,
     ) -> None:
         self._source = source
         self._location = location
@@ -90,8 +92,8 @@ class PartSender:
         self.overtaken = False
         """True when somebody else has published under the prefix meanwhile: only digests are computed."""
         self.files: list[StagedFile] = []
-        self.passing = Passing()
-        """What is known of a sequential source's files so far, for the layout rules."""
+        self.passing = passing
+        """Sees the files of a sequential source, for the layout rules; may refuse before they are sent."""
 
     def send(self, scheduler: Scheduler) -> None:
         """Send every part of every file. Returns when the source is read and all parts are confirmed.
@@ -118,7 +120,7 @@ class PartSender:
         """Read a sequential source, and hand its parts to the workers."""
         for file in self._source.files():
             staged = self._stage(file)
-            self.passing.note(file)
+            self._note(file)
             for number, offset, length in staged.spans():
                 buffer = self._read(scheduler, file, offset, length)
                 scheduler.submit(
@@ -126,6 +128,11 @@ class PartSender:
                         self._digest_and_send, scheduler.cancelled, staged, number, buffer
                     )
                 )
+
+    def _note(self, file: SourceFile) -> None:
+        if self.passing is not None:
+            self.passing.note(file)
+            refuse(self.passing.certain())
 
     def _submit_all(self, scheduler: Scheduler) -> None:
         """Hand the parts of an indexed source to the workers, which read them."""
@@ -275,7 +282,9 @@ class PartSender:
         for start in range(0, length, CHUNK_SIZE):
             with memoryview(buffer)[start : start + CHUNK_SIZE] as view:
                 self._source.read_into(file, offset + start, view)
-                self.passing.watch(file, view)
+                if self.passing is not None:
+                    self.passing.watch(file, view)
+                    refuse(self.passing.certain())
             scheduler.raise_error()
         return buffer
 

@@ -6,21 +6,23 @@ alone; the rest is judged as its files come, and nothing becomes visible before 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from staging.inspection import take_inventory
 from staging.layout.inventory import Inventory
-from staging.layout.rules import Finding, check
+from staging.layout.policy import EVERY_RULE, Policy, require
+from staging.layout.rule import Finding
+from staging.layout.summary import section
 from staging.source.ranges import FileAt
 from staging.source.source import Source, SourceFile
 from staging.transfer.sizing import Sizing, choose
 from staging.vocabulary.digest import HashFamily
-from staging.vocabulary.errors import LayoutInvalid, UsageError
+from staging.vocabulary.errors import UsageError
 from staging.vocabulary.location import S3Location
 
-_SHOWN: Final = 3
+_SEE_ALL: Final = "`staging check` shows all findings, --layout-check off skips the rules"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +30,9 @@ class UploadOptions:
     """How to upload. `memory` is a budget in bytes, `cores` the processors that may be used.
 
     `part_size` (bytes) and `concurrency` are chosen when None. `hash` is the digest family of a new
-    publication; the family of what is published already wins. With `abort_on_interrupt` nothing that
-    was sent is kept for a later run, whatever stopped this one.
+    publication; the family of what is published already wins. `layout` says which rules count, None that
+    none does; with `early`, files that pass by are judged as soon as something is certain. With
+    `abort_on_interrupt` nothing that was sent is kept for a later run, whatever stopped this one.
     """
 
     memory: int
@@ -37,7 +40,8 @@ class UploadOptions:
     part_size: int | None = None
     concurrency: int | None = None
     hash: HashFamily = HashFamily.BLAKE3
-    check_layout: bool = True
+    layout: Policy | None = EVERY_RULE
+    early: bool = True
     allow_existing: bool = False
     abort_on_interrupt: bool = False
     tool: str = "checkpoint-staging"
@@ -49,7 +53,9 @@ class Plan:
 
     files: tuple[SourceFile, ...] | None
     sizing: Sizing
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[Finding, ...] = ()
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    """For the manifest's `layout` section."""
 
     @property
     def total_size(self) -> int | None:
@@ -78,7 +84,7 @@ def plan(source: Source, location: S3Location, options: UploadOptions) -> Plan:
     by_path = {str(file.path): file for file in files}
     sizes = ((path, file.size) for path, file in by_path.items())
     inventory = take_inventory(sizes, lambda path: FileAt(source, by_path[path]))
-    return Plan(files, sizing, require_layout(inventory, options))
+    return Plan(files, sizing, *judge(inventory, options))
 
 
 def plan_known(
@@ -87,26 +93,24 @@ def plan_known(
     """The plan of a sequential source whose files have all passed by. Raises as `plan` does."""
     for file in files:
         location.key(file.path)
-    return Plan(tuple(files), _sizing(files, options), require_layout(inventory, options))
+    return Plan(tuple(files), _sizing(files, options), *judge(inventory, options))
 
 
-def require_layout(inventory: Inventory, options: UploadOptions) -> tuple[Finding, ...]:
-    """Apply the rules and return their warnings. Raises LayoutInvalid when they find an error."""
-    if not options.check_layout:
-        return ()
-    findings = check(inventory)
-    errors = [finding for finding in findings if finding.severity == "error"]
-    if errors:
-        shown = "; ".join(finding.message for finding in errors[:_SHOWN])
-        more = f"; and {len(errors) - _SHOWN} more" if len(errors) > _SHOWN else ""
-        raise LayoutInvalid(
-            f"this would not serve: {shown}{more}",
-            reference=errors[0].rule,
-            hint=f"{errors[0].hint}; `staging check` shows all findings,"
-            " --layout-check off skips the rules",
-            side="source",
-        )
-    return tuple(findings)
+def judge(
+    inventory: Inventory, options: UploadOptions
+) -> tuple[tuple[Finding, ...], Mapping[str, Any]]:
+    """Apply the rules; returns their warnings, and the `layout` section of the manifest.
+
+    Raises LayoutInvalid when they find an error.
+    """
+    findings = [] if options.layout is None else options.layout.check(inventory)
+    refuse(findings)
+    return tuple(findings), section(inventory, options.layout, findings)
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise LayoutInvalid when there is an error among the findings of a source."""
+    require(findings, "this", hint=_SEE_ALL, side="source")
 
 
 def _sizing(files: Sequence[SourceFile], options: UploadOptions) -> Sizing:

@@ -25,7 +25,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from staging.layout.rules import Finding
+from staging.inspection import Passing
+from staging.layout.rule import Finding
 from staging.published import read_if_published
 from staging.source.source import Source
 from staging.store.store import ObjectInfo, Store
@@ -36,7 +37,7 @@ from staging.upload import target
 from staging.upload.commit import Commit
 from staging.upload.leftovers import abort_staged, drop_records, sweep
 from staging.upload.parts import PartSender
-from staging.upload.plan import Plan, UploadOptions, plan, require_layout
+from staging.upload.plan import Plan, UploadOptions, judge, plan
 from staging.upload.records import Records, read_runs
 from staging.upload.staged import StagedFile
 from staging.vocabulary.errors import (
@@ -157,19 +158,20 @@ def upload(
         left=read_runs(store, location, objects).records,
         there={info.key: info.size for info in objects},
         held_room=held_room,
+        passing=_watched(source, options),
     )
     commit = None
     try:
         with Scheduler(known.sizing.concurrency) as scheduler:
             sender.send(scheduler)
         source.finish()
-        findings = known.findings
-        if known.files is None:
-            findings = require_layout(sender.passing.inventory(), options)
+        findings, layout = known.findings, known.layout
+        if sender.passing is not None:
+            findings, layout = judge(sender.passing.inventory(), options)
         commit = Commit(
             store,
             location,
-            _manifest(source, sender.files, options, findings, now()),
+            _manifest(source, sender.files, options, layout, now()),
             sender,
             budget=budget,
             concurrency=known.sizing.concurrency,
@@ -256,6 +258,15 @@ def _first_difference(ours: Mapping[SafePath, object], theirs: Mapping[SafePath,
     )
 
 
+def _watched(source: Source, options: UploadOptions) -> Passing | None:
+    """What is to be learned of a source while it is read; an indexed one is known before."""
+    if not source.sequential:
+        return None
+    if options.layout is None or not options.early:
+        return Passing()
+    return Passing(options.layout.gradual())
+
+
 def _refuse_foreign(
     objects: Sequence[ObjectInfo],
     holder: target.Claim | None,
@@ -282,7 +293,7 @@ def _manifest(
     source: Source,
     files: Sequence[StagedFile],
     options: UploadOptions,
-    findings: Sequence[Finding],
+    layout: Mapping[str, Any],
     now: datetime.datetime,
 ) -> Manifest:
     about: dict[str, Any] = {"kind": source.kind, "name": source.name}
@@ -291,10 +302,7 @@ def _manifest(
     return Manifest.of(
         options.hash,
         [staged.manifest_file(options.hash) for staged in files],
-        layout={
-            "checked": options.check_layout,
-            "warnings": [finding.rule for finding in findings],
-        },
+        layout=layout,
         source=about,
         created=now.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         tool=options.tool,

@@ -17,6 +17,7 @@ import pytest
 from staging.directory import access
 from staging.directory.fs import Fs
 from staging.directory.names import partial_directory
+from staging.layout.documents import is_document
 from staging.published import read_manifest
 from staging.store.s3 import S3Store
 from staging.sync import SyncOptions, destination, inspection, sync
@@ -26,7 +27,7 @@ from staging.vocabulary.events import Event, Note
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest
 from tests.support.checkpoints import hugging_face, manifest_of, random_bytes, vendor, weights
-from tests.support.s3server import Fault, ReplaceBody, ScriptedS3, Status
+from tests.support.s3server import Fault, FlipBit, ReplaceBody, ScriptedS3, Status
 from tests.support.shared_s3 import SharedS3, shared_s3
 from tests.support.tensors import framed
 
@@ -135,7 +136,7 @@ def test_a_whole_checkpoint_passes_with_few_requests(
     assert server.requests.count("ListObjectsV2") == 1
     for path in files:
         asked = server.requests.of("GetObject", key=LOCATION.prefix + path)
-        assert len(asked) <= (2 if path.endswith(".safetensors") else 0)
+        assert len(asked) <= (2 if path.endswith(".safetensors") else is_document(path))
         for request in asked:
             assert request.headers["if-match"] == f'"{found.etags[path]}"'
     assert not dst.exists()
@@ -157,11 +158,13 @@ def test_one_truncated_shard_of_a_hundred_is_refused_without_a_weight(
     requests = server.requests.operations()
     assert requests.count("ListObjectsV2") == 1
     assert requests.count("HeadObject") == 0
-    assert requests.count("GetObject") <= 1 + 2 * 100
+    documents = sum(map(is_document, files))
+    assert requests.count("GetObject") <= 1 + documents + 2 * 100
     read = server.requests.of("GetObject", key=LOCATION.prefix + cut)
     assert len(read) <= 2
     # the header has its place in the first 264 bytes; 512 are asked for
-    assert all(request.sent <= 512 for request in server.requests.of("GetObject")[1:])
+    weights = [get for get in server.requests.of("GetObject") if get.key.endswith(".safetensors")]
+    assert all(request.sent <= 512 for request in weights)
 
 
 def test_a_long_header_takes_a_second_request_and_no_third(
@@ -181,18 +184,18 @@ def test_a_header_that_memory_has_no_room_for_is_not_looked_into(
     header = b"{}".ljust(3_000)
     publish(server, {**vendor(1), "model.safetensors": framed(header, b"too much")})
     events: list[Event] = []
-    small = SyncOptions(memory=32 * 2_000, cores=1)
+    small = SyncOptions(memory=20 * 2_000, cores=1)
     assert look(store, dst, options=small, events=events).findings == ()
     [note] = [event for event in events if isinstance(event, Note)]
     assert note.warning
-    assert "'model.safetensors' is too long" in note.text
+    assert "'model.safetensors' has too much in it" in note.text
     assert references(look(store, dst)) == ["safetensors-broken"]
 
 
-def test_without_shards_one_object_is_read_for_the_permission(
+def test_where_no_rule_looks_into_anything_one_object_is_read_for_the_permission(
     server: ScriptedS3, store: S3Store, dst: Path
 ) -> None:
-    publish(server, {"a.bin": random_bytes(3_000, 1), "config.json": b"{}"})
+    publish(server, {"a.bin": random_bytes(3_000, 1), "README.md": b"a model"})
     assert references(look(store, dst)) == ["weights-not-safetensors"]
     asked = server.requests.of("GetObject")[1:]
     assert [(request.key, request.range) for request in asked] == [
@@ -209,7 +212,7 @@ def test_without_the_layout_check_no_object_is_read(
     assert found.findings == ()
     assert set(found.etags) == {"a.bin", "b/model.safetensors"}
     assert server.requests.operations() == ["GetObject", "ListObjectsV2"]
-    assert references(look(store, dst)) == ["weights-nested", "safetensors-broken"]
+    assert references(look(store, dst)) == ["safetensors-broken", "weights-nested"]
 
 
 def test_rules_that_the_publisher_switched_off_only_warn(
@@ -223,6 +226,32 @@ def test_rules_that_the_publisher_switched_off_only_warn(
     assert "published with --layout-check off" in note.text
     publish(server, {"adapter.bin": b"weights"}, layout={"checked": True})
     assert references(look(store, dst)) == ["weights-not-safetensors"]
+
+
+def test_what_was_decided_about_rules_when_it_was_published_holds_here_too(
+    server: ScriptedS3, store: S3Store, dst: Path
+) -> None:
+    files = {**shards(2), "extra/tool.so": b"a program"}
+    publish(server, files, layout={"checked": True, "ignored": ["no-such-rule", 7]})
+    assert references(look(store, dst)) == ["executable-content"]
+    publish(server, files, layout={"checked": True, "allowed": ["extra/tool.so"]})
+    assert references(look(store, dst)) == []
+    publish(server, files, layout={"checked": True, "ignored": ["executable-content"]})
+    assert references(look(store, dst)) == []
+
+
+@pytest.mark.parametrize("path", ["config.json", "model-00002-of-00003.safetensors"])
+def test_what_is_damaged_on_the_way_is_read_again_when_it_was_in_order_once(
+    server: ScriptedS3, store: S3Store, dst: Path, path: str
+) -> None:
+    publish(server, shards(3), layout={"checked": True})
+    damaged = Fault("GetObject", FlipBit(9 * 8 + 6), key=LOCATION.prefix + path)
+    server.script(damaged)
+    assert look(store, dst).findings == ()
+    assert server.requests.count("GetObject", key=LOCATION.prefix + path) >= 2
+    publish(server, shards(3))  # of which nobody knows that it was in order
+    server.script(damaged)
+    assert [error.code for error in look(store, dst).findings] == [17]
 
 
 # What lies there already
@@ -242,6 +271,7 @@ def test_files_that_the_marker_vouches_for_are_not_looked_at(
     assert set(found.etags) == {"config.yaml", "extra.safetensors"}
     assert {request.key for request in server.requests.of("GetObject")} == {
         LOCATION.manifest_key,
+        f"{LOCATION.prefix}config.yaml",
         f"{LOCATION.prefix}extra.safetensors",
     }
     assert found.needed_bytes == 2 * 4096
@@ -266,7 +296,7 @@ def test_a_file_in_place_without_a_marker_is_looked_at_but_needs_no_space(
 def test_blocks_of_partial_files_count_as_there(
     server: ScriptedS3, store: S3Store, dst: Path
 ) -> None:
-    files = {"config.json": b"{}", "model.safetensors": weights(3 * MIB, 1)}
+    files = {"config.json": b'{"model_type": "tiny"}', "model.safetensors": weights(3 * MIB, 1)}
     manifest = publish(server, files)
     whole = look(store, dst)
     assert whole.needed_bytes == 3 * MIB + 4096
@@ -283,7 +313,9 @@ def test_blocks_of_partial_files_count_as_there(
 def test_what_is_spared_needs_neither_space_nor_a_look(
     server: ScriptedS3, store: S3Store, dst: Path
 ) -> None:
-    publish(server, {"config.json": b"{}", "model.safetensors": weights(3 * MIB, 1)})
+    publish(
+        server, {"config.json": b'{"model_type": "tiny"}', "model.safetensors": weights(3 * MIB, 1)}
+    )
     found = look(store, dst, spared=("model.safetensors",))
     assert (found.needed_bytes, set(found.etags)) == (4096, {"config.json"})
 
@@ -301,7 +333,9 @@ def test_a_disk_that_is_too_small_with_the_numbers(
     expected: list[str],
     exists: bool,
 ) -> None:
-    publish(server, {"config.json": b"{}", "model.safetensors": weights(3 * MIB, 1)})
+    publish(
+        server, {"config.json": b'{"model_type": "tiny"}', "model.safetensors": weights(3 * MIB, 1)}
+    )
     if exists:
         dst.mkdir()
     found = look(store, dst, fs=Full(free))
@@ -310,7 +344,8 @@ def test_a_disk_that_is_too_small_with_the_numbers(
     for error in found.findings:
         assert error.code == 14
         assert repr(str(dst)) in error.message
-        assert "0.01 GB more" in error.message
+        shown = f"{(free or 0) // 10_000 / 100:.2f} MB are free"
+        assert f" needs 11.54 MB more, {shown}: " in error.message
         assert "ephemeral-storage" in str(error.hint)
 
 
@@ -411,6 +446,26 @@ def test_a_manifest_and_a_prefix_that_may_not_be_read_are_both_told(
     assert '"Resource":"arn:aws:s3:::models"' in "".join(listed.__notes__)
 
 
+def test_a_misspelled_prefix_that_may_not_be_listed_is_not_taken_for_one_that_may_not_be_read(
+    server: ScriptedS3, store: S3Store, dst: Path
+) -> None:
+    """Nothing is there; S3 says no more than "Access Denied", as it does to other accounts."""
+    denied = Status(403, "AccessDenied", "Access Denied")
+    server.script(
+        Fault("GetObject", denied, occurrence=None), Fault("ListObjectsV2", denied, occurrence=None)
+    )
+    found = look(store, dst)
+    assert references(found) == ["denied"]
+    [error] = found.findings
+    assert error.message.startswith("there is no such prefix, or it may not be read: ")
+    hint = str(error.hint)
+    assert hint.startswith("check the spelling of the prefix")
+    assert hint.index("s3:ListBucket on arn:aws:s3:::models") < hint.index("s3:GetObject")
+    assert "kms:" not in hint
+    [note] = error.__notes__
+    assert '"Action":"s3:ListBucket","Resource":"arn:aws:s3:::models"' in note
+
+
 def test_without_the_right_to_list_objects_are_looked_at_one_by_one(
     server: ScriptedS3, store: S3Store, dst: Path
 ) -> None:
@@ -443,7 +498,8 @@ def test_a_key_that_may_not_be_used_is_told_once_for_all_shards(
     assert references(found) == ["kms-key"]
     [error] = found.findings
     assert "kms:Decrypt" in error.message
-    assert "and 1 more" in error.message
+    assert "'model-00002-of-00005.safetensors'" in error.message
+    assert "and 4 more" in error.message
     assert "kms:Decrypt" in "".join(error.__notes__)
     assert error.code == 12
 
@@ -457,6 +513,18 @@ def test_credentials_that_are_no_good_are_tried_once(
     found = look(store, dst)
     assert references(found) == ["credentials"]
     assert len(server.requests) == 1
+
+
+def test_what_would_not_serve_has_a_hint_that_reads_as_a_sentence(
+    server: ScriptedS3, store: S3Store, dst: Path
+) -> None:
+    publish(server, {"config.json": b'{"model_type": "tiny"}', "model.safetensors": b"cut off"})
+    [error] = [found for found in look(store, dst).findings if found.code == 17]
+    advice, _, more = str(error.hint).partition("; ")
+    assert advice.startswith("get this file again")
+    assert more == (
+        "then publish the checkpoint under a new prefix, or fetch this one as it is with --layout-check off"
+    )
 
 
 # The destination
@@ -506,7 +574,25 @@ def test_a_directory_that_this_user_may_not_write_to(
         f" it belongs to user {status.st_uid}, group {status.st_gid}, mode 2750"
     )
     assert "fsGroup" in str(error.hint)
-    assert f"runAsUser: {status.st_uid}" in str(error.hint)
+
+
+@pytest.mark.parametrize(("owner", "named"), [(0, False), (4321, True)])
+def test_nobody_is_told_to_run_as_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, named: bool
+) -> None:
+    """Pods have runAsNonRoot: with `runAsUser: 0` they would not start."""
+    monkeypatch.setattr(access, "may_write", lambda name, *, dir_fd: False)
+    status = os.stat_result((0o40755, 7, 7, 2, owner, 7, 0, 0, 0, 0))
+    monkeypatch.setattr(Fs, "stat", lambda self, name, *, dir_fd: status)
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        error = access.write_refusal(Fs(), fd, ".", "/models")
+    finally:
+        os.close(fd)
+    assert error is not None
+    assert f"belongs to user {owner}, group 7" in error.message
+    assert ("runAsUser" in str(error.hint)) is named
+    assert ("runAsUser: 4321" in str(error.hint)) is named
 
 
 def test_a_parent_that_this_user_may_not_write_to(
@@ -609,13 +695,15 @@ def test_an_examination_tells_what_is_in_the_way(
 def test_an_examination_knows_what_partial_files_hold(
     server: ScriptedS3, store: S3Store, dst: Path
 ) -> None:
-    manifest = publish(server, {"config.json": b"{}", "model.safetensors": weights(3 * MIB, 1)})
+    manifest = publish(
+        server, {"config.json": b'{"model_type": "tiny"}', "model.safetensors": weights(3 * MIB, 1)}
+    )
     partial = dst / partial_directory(manifest.id) / "model.safetensors"
     partial.parent.mkdir(parents=True)
     with partial.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 3 * MIB)
     found = examined(store, dst)
-    assert (found.fetched_bytes, found.partial_bytes) == (3 * MIB + 2, 3 * MIB)
+    assert (found.fetched_bytes, found.partial_bytes) == (3 * MIB + 22, 3 * MIB)
 
 
 def test_files_that_another_process_puts_in_place_meanwhile_need_no_room(
