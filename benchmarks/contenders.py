@@ -138,6 +138,7 @@ def contenders(tools: Tools) -> list[Contender]:
             unpacks=False,
         ),
         Contender(OURS, "download", "model-downloader", digests, 7, _ours_down(tools)),
+        Contender("bare", "download", "bare Python sockets", "nothing", 3, _bare_down),
     ]
     if s5cmd := tools.s5cmd:
         up, down = _s5cmd(s5cmd)
@@ -232,6 +233,12 @@ def _crt_up(job: Job) -> list[str]:
     start = [sys.executable, str(Path(__file__).with_name("crt_upload.py"))]
     last = [str(job.certificate)] if job.certificate else []
     return [*start, str(job.checkpoint.tar), job.bucket, job.prefix, job.endpoint, *last]
+
+
+def _bare_down(job: Job) -> list[str]:
+    start = [sys.executable, str(Path(__file__).with_name("bare_download.py"))]
+    last = [str(job.certificate)] if job.certificate else []
+    return [*start, job.bucket, job.prefix, str(job.tree), job.endpoint, *last]
 
 
 def _s5cmd(program: Path) -> tuple[Callable[[Job], list[str]], Callable[[Job], list[str]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from staging.inspection import take_inventory
 from staging.layout.policy import EVERY_RULE, Policy, require
@@ -32,6 +32,9 @@ from staging.vocabulary.digest import HashFamily
 from staging.vocabulary.errors import NotFound, UsageError
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest
+
+_MISSING_SHARDS: Final = {"index-shard-missing", "shards-incomplete"}
+"""Rules that say of all what the listing says of the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,7 @@ def _judge(
 
     Raises LayoutInvalid when they find an error.
     """
-    if options.layout is not None:
+    if options.layout is not None and not options.layout.ignore & _MISSING_SHARDS:
         refuse_missing_shards(found)
     by_name = {str(path): info for path, info in found.files.items()}
     sizes = ((name, info.size) for name, info in by_name.items())

@@ -10,7 +10,7 @@ from staging import __version__
 from staging.adopt import AdoptOptions, AdoptPlan, AdoptResult, plan
 from staging.adopt import adopt as publish
 from staging.cli import quantity
-from staging.cli.layout import policy_options
+from staging.cli.layout import layout_options
 from staging.cli.options import (
     DISTRIBUTION,
     Common,
@@ -33,14 +33,6 @@ from staging.vocabulary.redaction import one_line
 @click.argument("target", metavar="s3://BUCKET/PREFIX/")
 @click.option("--expect-id", metavar="sha256:...", help="Id the checkpoint must have.")
 @click.option(
-    "--layout-check",
-    type=click.Choice(["on", "off"]),
-    default="on",
-    show_default=True,
-    envvar="STAGING_LAYOUT_CHECK",
-    help="Apply the rules of a servable checkpoint.",
-)
-@click.option(
     "--hash",
     "family",
     type=click.Choice(["blake3", "sha256"]),
@@ -50,7 +42,7 @@ from staging.vocabulary.redaction import one_line
     help="Digest family; sha256 for sites that need approved hashing.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; read no weights.")
-@policy_options
+@layout_options
 @write_options("STAGING")
 @memory_option("STAGING")
 @common_options("STAGING")
@@ -60,8 +52,8 @@ def adopt(
     target: str,
     writing: Writing,
     expect_id: str | None,
-    layout_check: Literal["on", "off"],
-    policy: Policy,
+    layout: Policy | None,
+    early: bool,
     family: Literal["blake3", "sha256"],
     dry_run: bool,
     memory: int,
@@ -81,7 +73,7 @@ def adopt(
         memory=memory,
         cores=cores(),
         hash=HashFamily.BLAKE3 if family == "blake3" else HashFamily.SHA256,
-        layout=policy if layout_check == "on" else None,
+        layout=layout,
         expect_id=expect_id,
         tool=f"{DISTRIBUTION}/{__version__}",
     )

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from staging.layout.policy import Policy
+from staging.layout.policy import EVERY_RULE, Policy
 from staging.layout.rules import RULES, near_misses
+from staging.vocabulary.paths import why_unsafe
 from staging.vocabulary.redaction import one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -33,6 +34,20 @@ class RuleName(click.ParamType[str]):
         return str(value)
 
 
+class FilePath(click.ParamType[str]):
+    """The whole path of a file in a checkpoint."""
+
+    name = "PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the path; ends with a usage error for one that no file of a checkpoint has."""
+        reason = why_unsafe(str(value))
+        if reason is not None:
+            shown = one_line(ascii(str(value)))[:100]
+            self.fail(f"no file of a checkpoint has the path {shown}: {reason}", param, ctx)
+        return str(value)
+
+
 def policy_options(command: Command) -> Command:
     """Add --ignore, --allow-file and --strict; the command gets them as `policy`."""
 
@@ -42,7 +57,7 @@ def policy_options(command: Command) -> Command:
     @click.option(
         "--allow-file",
         multiple=True,
-        metavar="PATH",
+        type=FilePath(),
         help="Let this pickle or program pass, by its whole path; may be repeated.",
     )
     @click.option("--strict", is_flag=True, help="Take warnings for errors.")
@@ -52,5 +67,34 @@ def policy_options(command: Command) -> Command:
     ) -> Any:
         policy = Policy(ignore=frozenset(ignore), allow=frozenset(allow_file), strict=strict)
         return command(*args, policy=policy, **rest)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def layout_options(command: Command) -> Command:
+    """Add --layout-check to those of `policy_options`.
+
+    The command gets `layout`, the rules that count or None, and `early`, whether to judge files as they pass.
+    """
+
+    @click.option(
+        "--layout-check",
+        type=click.Choice(["early", "end", "off"]),
+        default="early",
+        show_default=True,
+        envvar="STAGING_LAYOUT_CHECK",
+        help="Apply the rules of a servable checkpoint: as soon as something is certain, or when all of a"
+        " source that passes by is read. What can be looked at anywhere is judged before anything is sent.",
+    )
+    @policy_options
+    @functools.wraps(command)
+    def wrapped(*args: Any, layout_check: str, policy: Policy, **rest: Any) -> Any:
+        off = layout_check == "off"
+        if off and policy != EVERY_RULE:
+            raise click.UsageError(
+                "--layout-check off applies no rule: --ignore, --allow-file and --strict mean nothing with it"
+            )
+        layout = None if off else policy
+        return command(*args, layout=layout, early=layout_check == "early", **rest)
 
     return wrapped  # type: ignore[return-value]

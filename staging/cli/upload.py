@@ -9,7 +9,7 @@ import click
 
 from staging import __version__
 from staging.cli import quantity
-from staging.cli.layout import policy_options
+from staging.cli.layout import layout_options
 from staging.cli.options import (
     DISTRIBUTION,
     Common,
@@ -40,14 +40,6 @@ _AHEAD_SHARE: Final = 4
 @click.argument("source")
 @click.argument("target", metavar="s3://BUCKET/PREFIX/")
 @click.option(
-    "--layout-check",
-    type=click.Choice(["early", "end", "off"]),
-    default="early",
-    show_default=True,
-    envvar="STAGING_LAYOUT_CHECK",
-    help="Apply the rules of a servable checkpoint: as soon as something is certain, or when all is read.",
-)
-@click.option(
     "--hash",
     "family",
     type=click.Choice(["blake3", "sha256"]),
@@ -67,7 +59,7 @@ _AHEAD_SHARE: Final = 4
     help="Keep nothing of what was sent when the upload is stopped or fails.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; send nothing.")
-@policy_options
+@layout_options
 @source_options
 @write_options("STAGING")
 @tuning_options("STAGING")
@@ -79,8 +71,8 @@ def upload(
     target: str,
     source_options: SourceOptions,
     writing: Writing,
-    layout_check: Literal["early", "end", "off"],
-    policy: Policy,
+    layout: Policy | None,
+    early: bool,
     family: Literal["blake3", "sha256"],
     allow_existing: bool,
     abort_on_interrupt: bool,
@@ -115,8 +107,8 @@ def upload(
         part_size=part_size,
         concurrency=concurrency,
         hash=HashFamily.BLAKE3 if family == "blake3" else HashFamily.SHA256,
-        layout=None if layout_check == "off" else policy,
-        early=layout_check == "early",
+        layout=layout,
+        early=early,
         allow_existing=allow_existing,
         abort_on_interrupt=abort_on_interrupt,
         tool=f"{DISTRIBUTION}/{__version__}",

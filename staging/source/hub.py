@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from staging.layout.inventory import is_safetensors
 from staging.source.hub_http import HubFile, HubHttp, malformed
 from staging.source.source import SourceFile
 from staging.transfer.budget import Budget
@@ -262,7 +263,10 @@ def _next_cursor(headers: Mapping[str, str], what: str) -> str | None:
 
 
 def _arranged(remotes: Sequence[HubFile], name: str) -> list[tuple[SafePath, HubFile]]:
-    """The files that make the checkpoint, in the order of their paths' bytes."""
+    """The files that make the checkpoint, weights last: what contradicts them is seen before they are sent.
+
+    Otherwise in the order of their paths' bytes.
+    """
     arranged = []
     seen = NameSet()
     for remote in sorted(remotes, key=lambda remote: remote.name.encode("utf-8", "surrogatepass")):
@@ -276,6 +280,7 @@ def _arranged(remotes: Sequence[HubFile], name: str) -> list[tuple[SafePath, Hub
         if other is not None:
             raise _refused(f"{name} has {other!r} and {path!r}, which collide on some file systems")
         arranged.append((path, remote))
+    arranged.sort(key=lambda file: is_safetensors(file[0]))
     if not arranged:
         raise MalformedInput(
             f"{name} has no files",

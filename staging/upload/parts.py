@@ -191,6 +191,11 @@ class PartSender:
         self._held_room -= file.size
         return True
 
+    def not_reached(self) -> list[str]:
+        """Files that earlier runs sent parts of, and this one has not come to."""
+        reached = {staged.path for staged in self.files}
+        return sorted({found.record.path for found in self._left} - reached)
+
     def _left_files(self) -> int:
         return len({found.record.path for found in self._left})
 

@@ -332,6 +332,7 @@ def _give_up(
             left = abort_staged(store, [staged for staged in open_ones if not staged.recorded])
         else:
             left = _drop(sender.files, records, store, location)
+            left += [f"parts of {path!r} that an earlier run sent" for path in sender.not_reached()]
         if commit is not None and commit.owns_claim:
             left.extend(commit.release())
     finally:

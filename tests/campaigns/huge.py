@@ -117,7 +117,7 @@ def run(size: int, memory: int) -> dict[str, float]:
     """Upload a member of `size` bytes within `memory` bytes; raises when anything is not as it must be."""
     store = Sink()
     location = S3Location("memory", "checkpoints/huge/")
-    options = UploadOptions(memory=memory, cores=2, check_layout=False)
+    options = UploadOptions(memory=memory, cores=2, layout=None)
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
     source = Pipe(SyntheticTar(size))  # type: ignore[arg-type]
     result = upload(source, store, location, options)

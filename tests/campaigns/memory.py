@@ -75,7 +75,7 @@ def run(size: int, *, limit: int, memory: int, directory: Path) -> Outcome:
     with ScriptedS3() as s3:
         bucket = s3.bucket(BUCKET)
         bucket.store(stored)
-        bucket.put("large/config.json", b"{}")
+        bucket.put("large/config.json", b'{"model_type": "tiny"}')
         bucket.put(f"large/{CONTROL}/manifest.json", _manifest(stored).encode())
         told = directory / "told.json"
         node = directory / "node"

@@ -13,13 +13,13 @@ from tests.support.tensors import safetensors_file
 
 def weights(size: int, seed: int = 1) -> bytes:
     """A valid safetensors file of about `size` random bytes."""
-    return safetensors_file({"w": ("U8", [size], random.Random(seed).randbytes(size))})
+    return safetensors_file({f"w{seed % 10}": ("U8", [size], random.Random(seed).randbytes(size))})
 
 
 def small_checkpoint(seed: int = 1) -> dict[str, bytes]:
     """A servable checkpoint of four files, one of them empty; the seed changes the weights."""
     return {
-        "config.json": b"{}",
+        "config.json": b'{"model_type": "tiny"}',
         "model.safetensors": weights(1000, seed),
         "tokenizer/empty.txt": b"",
         "tokenizer/tokenizer.json": b'{"model": {}}',

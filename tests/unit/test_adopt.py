@@ -114,7 +114,7 @@ def test_the_same_files_have_the_same_id_as_after_an_upload(
 ) -> None:
     files = {
         "model.safetensors": weights(2 * CHUNK_SIZE + 12345),
-        "config.json": b"{}",
+        "config.json": b'{"model_type": "tiny"}',
         "exact.bin": weights(CHUNK_SIZE, 2)[:CHUNK_SIZE],
         "tokenizer/é + %.txt": b"x",
         "tokenizer/empty.txt": b"",
@@ -377,7 +377,7 @@ def test_a_layout_that_would_not_serve(s3: ScriptedS3, store: S3Store) -> None:
     before = copy(s3, {**FILES, "model.safetensors": FILES["model.safetensors"][:-1]})
     error = check_refused_early(s3, store, LayoutInvalid, "safetensors-broken")
     assert "model.safetensors" in error.message
-    result = adopt(store, LOCATION, options(check_layout=False))
+    result = adopt(store, LOCATION, options(layout=None))
     assert check_adopted(s3, before).layout["checked"] is False
     assert result.findings == ()
 
@@ -395,7 +395,7 @@ def test_shards_that_were_not_copied(s3: ScriptedS3, store: S3Store) -> None:
     copy(s3, files)
     error = check_refused_early(s3, store, LayoutInvalid, "shards-missing")
     assert "'model-00002-of-00003.safetensors'" in error.message
-    adopt(store, LOCATION, options(check_layout=False))
+    adopt(store, LOCATION, options(layout=None))
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ class Meanwhile(CountingStore):
 @pytest.mark.parametrize(
     ("act", "told"),
     [
-        (lambda s: s.put(LOCATION.prefix + "config.json", b"[]"), "'config.json' was replaced"),
+        (lambda s: s.put(LOCATION.prefix + "config.json", b'["model_type", "tiny"]'), "'config.json' was replaced"),
         (lambda s: s.put(LOCATION.prefix + "config.json", b"{ }"), "'config.json' was replaced"),
         (lambda s: s.put(LOCATION.prefix + "tokenizer/tokenizer.json", b"{}"), "was replaced"),
         (lambda s: s.put(LOCATION.prefix + "new.json", b"[]"), "'new.json' is new"),

@@ -356,7 +356,7 @@ def test_the_example_manifest_is_the_one_of_its_files() -> None:
     manifest = Manifest.decode(text.encode())
     assert manifest.encode().decode() == text
     contents = {
-        "config.json": b"{}\n",
+        "config.json": b'{"model_type": "tiny"}\n',
         "empty": b"",
         "model.bin": pattern(16777217),
         "tokenizer/é.txt": "é\n".encode(),

@@ -194,7 +194,7 @@ def test_listings_are_read_to_their_last_page(page_size: int) -> None:
 
 
 def test_a_revision_is_asked_about_once_and_everything_else_by_commit(hub: StandInHub) -> None:
-    big = {"model.safetensors": weights(300_000), "config.json": b"{}"}
+    big = {"model.safetensors": weights(300_000), "config.json": b'{"model_type": "tiny"}'}
     commit = hub.commit(REPO, big)
     opened = source(hub, memory=100_000, concurrency=2)
     files = opened.files()
@@ -668,7 +668,7 @@ def test_a_listed_file_that_is_missing_is_not_found(hub: StandInHub) -> None:
     ],
 )
 def test_unsafe_names_are_refused_before_any_byte(hub: StandInHub, name: str) -> None:
-    hub.commit(REPO, {"config.json": b"{}", name: b"x"})
+    hub.commit(REPO, {"config.json": b'{"model_type": "tiny"}', name: b"x"})
     with pytest.raises(MalformedInput) as caught:
         source(hub)
     assert (caught.value.code, caught.value.reference) == (16, "hub-name")

@@ -17,7 +17,7 @@ from tests.support.checkpoints import CountingStore, manifest_of, random_bytes
 from tests.support.shared_s3 import SharedS3, shared_s3
 
 FILES = {
-    "config.json": b"{}",
+    "config.json": b'{"model_type": "tiny"}',
     "empty": b"",
     "model.safetensors": random_bytes(5_000, 1),
     "tokenizer/with space+%é.txt": random_bytes(300, 2),

@@ -755,7 +755,7 @@ def test_a_partial_file_with_other_bytes_is_fetched_again(dst: Path) -> None:
 def test_partial_files_of_another_listing_are_dropped(dst: Path) -> None:
     bucket = Bucket(LARGE)
     interrupt(bucket, dst, "b.safetensors")
-    bucket.put(A.prefix + "config.json", b"{}")
+    bucket.put(A.prefix + "config.json", b'{"model_type": "tiny"}')
     (stale,) = (dst / ".checkpoint/partial").iterdir()
     there: list[bool] = []
     bucket.before_range = lambda key, offset: there.append(offset > 0 and stale.exists())
@@ -763,7 +763,7 @@ def test_partial_files_of_another_listing_are_dropped(dst: Path) -> None:
     assert len(there) > 4
     assert not any(there)
     assert result.resumed_bytes == 0
-    check_complete(dst, {**LARGE, "config.json": b"{}"})
+    check_complete(dst, {**LARGE, "config.json": b'{"model_type": "tiny"}'})
 
 
 def test_killed_at_every_change(tmp_path: Path, impatient: None) -> None:

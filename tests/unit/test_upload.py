@@ -141,7 +141,7 @@ def test_the_id_is_the_same_from_any_source_with_any_tuning(
 ) -> None:
     files = {
         "model.safetensors": weights(2 * CHUNK_SIZE + 12345),
-        "config.json": b"{}",
+        "config.json": b'{"model_type": "tiny"}',
         "exact.bin": weights(CHUNK_SIZE, 2)[:CHUNK_SIZE],
     }
     tar = tar_on_disk(tmp_path, files)
@@ -232,7 +232,7 @@ def failure(source: Path, store: Store) -> list[StagingError]:
 def test_a_foreign_object_under_a_key_of_ours_is_never_overwritten(
     s3: ScriptedS3, store: S3Store, tar: Path
 ) -> None:
-    s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", b"[]")
+    s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", b'["model_type", "tiny"]')
     # It comes after the commit has looked.
     ours = LOCATION.prefix + "config.json"
     with s3.hold("CompleteMultipartUpload", key=ours) as hold:
@@ -241,7 +241,7 @@ def test_a_foreign_object_under_a_key_of_ours_is_never_overwritten(
         thread = threading.Thread(target=lambda: outcome.extend(failure(tar, store)))
         thread.start()
         assert hold.arrived.wait(30)
-        s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", b"[]")
+        s3.bucket(BUCKET).put(LOCATION.prefix + "config.json", b'["model_type", "tiny"]')
         hold.release()
         thread.join(30)
     assert [error.reference for error in outcome] == ["foreign-objects"]
@@ -634,7 +634,7 @@ def test_a_refused_layout_leaves_nothing_even_from_a_pipe(s3: ScriptedS3, store:
     assert caught.value.reference == "safetensors-broken"
     assert s3.requests.count("UploadPart") > 0
     check_untouched(s3)
-    publish(tar_bytes(broken), store, check_layout=False)
+    publish(tar_bytes(broken), store, layout=None)
     assert check_published(s3, broken).layout["checked"] is False
 
 

@@ -47,7 +47,7 @@ RECORDS = LOCATION.control_prefix + "upload/"
 CLAIM = LOCATION.control_prefix + "claim.json"
 PARTS = 4
 FILES = {
-    "config.json": b"{}",
+    "config.json": b'{"model_type": "tiny"}',
     "model.safetensors": weights((PARTS - 1) * CHUNK_SIZE + 4567),
     "second.safetensors": weights(6 * MIB, seed=2),
 }
@@ -485,7 +485,7 @@ def test_a_small_file_that_changes_before_the_commit_is_refused(
                 if self.reads > 1:
                     view[0] ^= 1
 
-    tar = tar_on_disk(tmp_path, {"config.json": b"{}", "model.safetensors": weights(1000)})
+    tar = tar_on_disk(tmp_path, {"config.json": b'{"model_type": "tiny"}', "model.safetensors": weights(1000)})
     with pytest.raises(MalformedInput) as caught:
         publish(Changing(tar), store)
     assert caught.value.reference == "source-changed"
@@ -610,7 +610,7 @@ def test_age_zero_is_whatever_the_clocks_say(s3: ScriptedS3, store: S3Store, tar
 
 def small_files(count: int, size: int) -> dict[str, bytes]:
     files = {f"{number:03}.bin": weights(size, number) for number in range(count)}
-    return {"config.json": b"{}", "model.safetensors": weights(1000), **files}
+    return {"config.json": b'{"model_type": "tiny"}', "model.safetensors": weights(1000), **files}
 
 
 def test_lost_answers_to_small_files_do_not_use_the_memory_up(
