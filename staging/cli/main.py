@@ -18,6 +18,10 @@ _COMMANDS: Final = ("check", "upload", "adopt", "show", "verify", "ls", "preflig
 """In the order of the job; each is a function in a module of its own name beside this one."""
 
 
+_OF_THE_EXTRA: Final = ("awscrt", "yaml")
+"""What comes with the extra, and without which a command cannot be loaded."""
+
+
 class _Commands(click.Group):
     """Loads a command when it is asked for, so that none pays for what another needs."""
 
@@ -32,7 +36,7 @@ class _Commands(click.Group):
         try:
             module = importlib.import_module(f"staging.cli.{cmd_name}")
         except ModuleNotFoundError as error:
-            if error.name is None or error.name.partition(".")[0] != "awscrt":
+            if error.name is None or error.name.partition(".")[0] not in _OF_THE_EXTRA:
                 raise
             raise UsageError(
                 "`staging` was installed without what it needs",

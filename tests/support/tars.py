@@ -102,7 +102,11 @@ def long_name(name: bytes, kind: bytes = b"L") -> bytes:
 
 LONG: Final = b"m/" + b"d" * 120 + b"/model.safetensors"
 
-CONTENTS: Final = {"m/config.json": b'{"model_type": "tiny"}', "m/a.safetensors": b"weights" * 100, "m/empty": b""}
+CONTENTS: Final = {
+    "m/config.json": b'{"model_type": "tiny"}',
+    "m/a.safetensors": b"weights" * 100,
+    "m/empty": b"",
+}
 
 
 def ustar_archive() -> bytes:

@@ -22,6 +22,7 @@ import pytest
 
 import staging.cli
 from staging.cli import main, program
+from staging.layout.rules import RULES
 from staging.store import store
 from staging.vocabulary import crc64, errors
 from staging.vocabulary.digest import HashFamily, chunk_digests, file_digest
@@ -53,7 +54,7 @@ def error_classes() -> dict[str, int]:
 
 # --- references ---
 
-POSITIONAL = {"TarRefused": 0, "Finding": 0, "Refuse": 1, "_not_found": 1}
+POSITIONAL = {"TarRefused": 0, "Refuse": 1, "_not_found": 1}
 """Functions and classes that take a reference by position, and where."""
 
 FIXED = {"TarRefused": 16, "_octal": 16, "Refuse": 15, "_not_found": 10}
@@ -77,14 +78,12 @@ def references() -> dict[str, set[int]]:
     unknown = []
     for path, tree in TREES.items():
         for node in ast.walk(tree):
-            for name, expression, call in _mentions(node):
+            for name, expression in _mentions(node):
                 constants = _constants(expression)
                 if not constants and ast.unparse(expression) not in HANDED_ON:
                     unknown.append(f"{path}:{expression.lineno}: {ast.unparse(expression)}")
                 for constant in constants:
-                    if name == "Finding":
-                        found[constant] |= _severities(call)
-                    elif name == "__init__":
+                    if name == "__init__":
                         found[constant] |= SIGNAL_CODES
                     elif name == "usage":
                         found[constant].add(click.UsageError.exit_code)
@@ -95,23 +94,25 @@ def references() -> dict[str, set[int]]:
 
     for reference, _ in REFUSED_TYPES.values():
         found[reference].add(16)
+    for rule in RULES.values():
+        found[rule.id] |= {17 if severity == "error" else 0 for severity in rule.severities}
     return found
 
 
-def _mentions(node: ast.AST) -> Iterator[tuple[str, ast.expr, Any]]:
-    """What has a reference here: the name of what is called, the expression, the call."""
+def _mentions(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """What has a reference here: the name of what is called, and the expression."""
     if isinstance(node, ast.Call):
         name = ast.unparse(node.func).rpartition(".")[2]
         for keyword in node.keywords:
             if keyword.arg == "reference":
-                yield name, keyword.value, node
+                yield name, keyword.value
         position = POSITIONAL.get(name)
         if position is not None and len(node.args) > position:
-            yield name, node.args[position], node
+            yield name, node.args[position]
     elif isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
             if isinstance(key, ast.Constant) and key.value == "reference":
-                yield "usage", value, node
+                yield "usage", value
 
 
 def _constants(expression: ast.expr) -> set[str]:
@@ -120,10 +121,6 @@ def _constants(expression: ast.expr) -> set[str]:
     if isinstance(expression, ast.Constant) and isinstance(expression.value, str):
         return {expression.value}
     return set()
-
-
-def _severities(call: ast.Call) -> set[int]:
-    return {17 if severity == "error" else 0 for severity in _constants(call.args[1])}
 
 
 def documented_references() -> dict[str, set[int]]:
@@ -197,7 +194,9 @@ def test_all_commands_are_known() -> None:
         "staging",
         *(
             f"staging {name}"
-            for name in ("adopt", "check", "doctor", "gc", "ls", "show", "upload", "verify")
+            for name in (
+                *("adopt", "check", "doctor", "gc", "ls", "preflight", "show", "upload", "verify"),
+            )
         ),
         "model-downloader download",
         "model-downloader verify",
@@ -356,7 +355,7 @@ def test_the_example_manifest_is_the_one_of_its_files() -> None:
     manifest = Manifest.decode(text.encode())
     assert manifest.encode().decode() == text
     contents = {
-        "config.json": b'{"model_type": "tiny"}\n',
+        "config.json": b"{}\n",
         "empty": b"",
         "model.bin": pattern(16777217),
         "tokenizer/é.txt": "é\n".encode(),

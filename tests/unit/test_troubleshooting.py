@@ -14,7 +14,7 @@ SCRIPTING = (DOCS / "scripting.md").read_text(encoding="utf-8")
 NEVER_IN_A_POD = {
     # what only `staging` meets: sources, Hubs, URLs, uploads, its own questions
     *("hub-denied", "hub-not-found", "nothing-published", "permissions-missing", "source"),
-    *("upload-gone", "url-denied", "url-expired", "not-answered"),
+    *("upload-gone", "url-denied", "url-expired", "not-answered", "values-file"),
 }
 
 

@@ -61,18 +61,18 @@ PEEK = 512
 """Bytes that a look at the start of a file asks for; no file here has a longer header."""
 A = S3Location("memory", "models/a/")
 FILES = {
-    "config.json": random_bytes(900, 2),
+    "notes.txt": random_bytes(900, 2),
     "model.safetensors": weights(70_001, 1),
-    "tokenizer/vocab.json": random_bytes(3_000, 4),
+    "tokenizer/words.txt": random_bytes(3_000, 4),
     "empty": b"",
 }
 CHANGED = {
-    "config.json": random_bytes(900, 5),
+    "notes.txt": random_bytes(900, 5),
     "model.safetensors": FILES["model.safetensors"],
     "tokenizer": random_bytes(1_500, 6),
 }
 LARGE = {
-    "config.json": FILES["config.json"],
+    "notes.txt": FILES["notes.txt"],
     "a.safetensors": weights(2 * CHUNK_SIZE + 7777, 3),
     "b.safetensors": weights(CHUNK_SIZE + 5555, 4),
 }
@@ -262,16 +262,16 @@ def test_only_other_versions_are_fetched_again(dst: Path, bucket: Bucket) -> Non
     bucket.forget()
     result = run(bucket, dst)
     check_complete(dst, CHANGED)
-    assert ranged(bucket) == {"config.json": 900, "tokenizer": 1_500}
+    assert ranged(bucket) == {"notes.txt": 900, "tokenizer": 1_500}
     assert (result.fetched_files, result.kept_files, result.removed_files) == (2, 1, 2)
 
 
 def test_an_equal_object_in_another_version_is_fetched_again(dst: Path, bucket: Bucket) -> None:
     first = run(bucket, dst)
-    bucket.put(A.prefix + "config.json", FILES["config.json"])
+    bucket.put(A.prefix + "notes.txt", FILES["notes.txt"])
     bucket.forget()
     result = run(bucket, dst)
-    assert ranged(bucket) == {"config.json": 900}
+    assert ranged(bucket) == {"notes.txt": 900}
     assert result.id == first.id
     check_complete(dst)
     assert run(bucket, dst).already_present
@@ -281,7 +281,7 @@ def test_a_file_that_got_lost_is_fetched_against_its_recorded_digests(
     dst: Path, bucket: Bucket
 ) -> None:
     run(bucket, dst)
-    (dst / "config.json").unlink()
+    (dst / "notes.txt").unlink()
     bucket.forget()
     bucket.after_range = lambda key, offset, view: _flip(view)
     with pytest.raises(IntegrityError) as caught:
@@ -289,7 +289,7 @@ def test_a_file_that_got_lost_is_fetched_against_its_recorded_digests(
     assert caught.value.reference == "chunk-digest"
     bucket.forget()
     run(bucket, dst)
-    assert ranged(bucket) == {"config.json": 900}
+    assert ranged(bucket) == {"notes.txt": 900}
     check_complete(dst)
 
 
@@ -429,7 +429,7 @@ def test_a_manifest_that_would_be_too_large_is_not_published(
     [
         (".checkpoint/claim.json", NotFound, "upload-unfinished"),
         ("a//b", MalformedInput, "unsafe-name"),
-        ("CONFIG.json", MalformedInput, "name-collision"),
+        ("NOTES.txt", MalformedInput, "name-collision"),
         ("inner/.checkpoint/manifest.json", Conflict, "holds-published"),
         ("m-00001-of-00002.safetensors", LayoutInvalid, "shards-missing"),
         ("other.tar", LayoutInvalid, "archive-inside"),
@@ -465,7 +465,7 @@ def test_a_broken_layout_may_be_wanted(dst: Path) -> None:
     assert check_complete(dst, files).layout == {"checked": False, "warnings": []}
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer", "other.safetensors"])
+@pytest.mark.parametrize("name", ["notes.txt", "tokenizer", "other.safetensors"])
 def test_what_is_not_ours_is_left_alone(dst: Path, bucket: Bucket, name: str) -> None:
     dst.mkdir()
     (dst / name).write_bytes(FILES.get(name, b"theirs"))
@@ -480,17 +480,17 @@ def test_what_is_not_ours_is_left_alone(dst: Path, bucket: Bucket, name: str) ->
 
 def test_of_a_file_that_may_be_the_same_nothing_untrue_is_said(dst: Path, bucket: Bucket) -> None:
     dst.mkdir()
-    (dst / "config.json").write_bytes(FILES["config.json"])
-    text = "'config.json' is not known to have the checkpoint's bytes"
+    (dst / "notes.txt").write_bytes(FILES["notes.txt"])
+    text = "'notes.txt' is not known to have the checkpoint's bytes"
     with pytest.raises(Conflict, match=text):
         run(bucket, dst)
     with pytest.raises(Conflict, match=text):
         examine_unverified(bucket, A, dst, OPTIONS, fs=QuickFs()).preflight.require()
     # Of one whose digest is on record, more can be said.
-    (dst / "config.json").unlink()
+    (dst / "notes.txt").unlink()
     run(bucket, dst)
-    (dst / "config.json").write_bytes(b"edited".ljust(900))
-    with pytest.raises(Conflict, match=r"'config\.json' has other bytes than the checkpoint's"):
+    (dst / "notes.txt").write_bytes(b"edited".ljust(900))
+    with pytest.raises(Conflict, match=r"'notes\.txt' has other bytes than the checkpoint's"):
         run(bucket, dst)
 
 
@@ -527,9 +527,9 @@ def test_an_object_that_changes_after_it_was_listed_is_a_change_of_the_prefix(
 ) -> None:
     def act() -> None:
         if change == "gone":
-            bucket.remove(A.prefix + "config.json")
+            bucket.remove(A.prefix + "notes.txt")
         else:
-            bucket.put(A.prefix + "config.json", b"longer".ljust(2_000))
+            bucket.put(A.prefix + "notes.txt", b"longer".ljust(2_000))
 
     for call in (run, _examined):
         bucket.fill(FILES)
@@ -577,7 +577,7 @@ def test_bytes_that_rotted_in_the_store_are_not_published(
 
 def test_bytes_that_flipped_on_the_way_are_not_published(dst: Path, bucket: Bucket) -> None:
     bucket.after_range = lambda key, offset, view: (
-        _flip(view) if key.endswith("vocab.json") else None
+        _flip(view) if key.endswith("words.txt") else None
     )
     with pytest.raises(IntegrityError) as caught:
         run(bucket, dst)
@@ -634,7 +634,7 @@ def test_an_etag_that_is_the_md5_is_a_proof(
     assert proofs == {
         "a.safetensors": "nothing",
         "b.safetensors": "nothing",
-        "config.json": "md5",
+        "notes.txt": "md5",
     }
     assert all(not file.checksums for file in manifest.files)
     assert any(isinstance(event, Note) and "awscrt" in event.text for event in events)
@@ -653,14 +653,14 @@ def test_a_prefix_that_does_not_hold_still_is_not_published(
 
     def act(key: str, offset: int) -> None:
         seen.append(key)
-        if not key.endswith("vocab.json") or seen.count(key) > 1:
+        if not key.endswith("words.txt") or seen.count(key) > 1:
             return
         if change == "replaced":
             bucket.put(A.prefix + "empty", b"full")
         elif change == "gone":
             bucket.remove(A.prefix + "empty")
         elif change == "replaced-before":
-            bucket.put(key, FILES["tokenizer/vocab.json"])
+            bucket.put(key, FILES["tokenizer/words.txt"])
         elif change == "gone-before":
             bucket.remove(key)
         elif change == "new":
@@ -755,7 +755,7 @@ def test_a_partial_file_with_other_bytes_is_fetched_again(dst: Path) -> None:
 def test_partial_files_of_another_listing_are_dropped(dst: Path) -> None:
     bucket = Bucket(LARGE)
     interrupt(bucket, dst, "b.safetensors")
-    bucket.put(A.prefix + "config.json", b'{"model_type": "tiny"}')
+    bucket.put(A.prefix + "notes.txt", b'{"model_type": "tiny"}')
     (stale,) = (dst / ".checkpoint/partial").iterdir()
     there: list[bool] = []
     bucket.before_range = lambda key, offset: there.append(offset > 0 and stale.exists())
@@ -763,7 +763,7 @@ def test_partial_files_of_another_listing_are_dropped(dst: Path) -> None:
     assert len(there) > 4
     assert not any(there)
     assert result.resumed_bytes == 0
-    check_complete(dst, {**LARGE, "config.json": b'{"model_type": "tiny"}'})
+    check_complete(dst, {**LARGE, "notes.txt": b'{"model_type": "tiny"}'})
 
 
 def test_killed_at_every_change(tmp_path: Path, impatient: None) -> None:
@@ -828,8 +828,8 @@ def test_any_change_may_fail(tmp_path: Path, impatient: None, code: int) -> None
         {},
         {"uri": str(A)},
         {"uri": str(A), "files": []},
-        {"uri": str(A), "files": {"config.json": {}}},
-        {"uri": str(A), "files": {"config.json": {"etag": "1"}}},
+        {"uri": str(A), "files": {"notes.txt": {}}},
+        {"uri": str(A), "files": {"notes.txt": {"etag": "1"}}},
         {"uri": "s3://other/a/", "files": {}},
         {"uri": str(A), "files": {}},
         {"uri": str(A), "files": {name: {"etag": "", "proof": "md5"} for name in FILES}},
@@ -858,4 +858,4 @@ def test_progress_is_told(dst: Path) -> None:
     assert phases[-1] == "download"
     last = max(index for index, event in enumerate(events) if isinstance(event, Started))
     moved = sum(event.count for event in events[last:] if isinstance(event, Moved))
-    assert moved == len(LARGE["b.safetensors"]) + len(LARGE["config.json"])
+    assert moved == len(LARGE["b.safetensors"]) + len(LARGE["notes.txt"])

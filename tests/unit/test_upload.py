@@ -187,9 +187,9 @@ def test_other_content_under_a_published_prefix_is_a_conflict_before_anything_is
     publish(tar, store)
     other = dict(FILES)
     if change == "byte":
-        other["config.json"] = b"[]"
+        other["config.json"] = b'{"model_type": "TINY"}'
     elif change == "size":
-        other["config.json"] = b"{ }"
+        other["config.json"] = b'{"model_type": "tiny" }'
     else:
         other["extra.txt"] = b"x"
     s3.requests.clear()
@@ -245,7 +245,7 @@ def test_a_foreign_object_under_a_key_of_ours_is_never_overwritten(
         hold.release()
         thread.join(30)
     assert [error.reference for error in outcome] == ["foreign-objects"]
-    assert s3.bucket(BUCKET).get(LOCATION.prefix + "config.json") == b"[]"
+    assert s3.bucket(BUCKET).get(LOCATION.prefix + "config.json") == b'["model_type", "tiny"]'
     assert LOCATION.manifest_key not in s3.bucket(BUCKET)
     assert LOCATION.prefix + ".checkpoint/claim.json" in s3.bucket(BUCKET)
 
@@ -253,7 +253,7 @@ def test_a_foreign_object_under_a_key_of_ours_is_never_overwritten(
 @pytest.mark.parametrize(
     "quirk", [None, Quirk.IGNORES_CONDITIONS, Quirk.IGNORES_COMPLETE_AND_DELETE_CONDITIONS]
 )
-@pytest.mark.parametrize("data", [b"[]", b"other size"])
+@pytest.mark.parametrize("data", [b'["model_type", "tiny"]', b"other size"])
 def test_an_object_in_the_way_is_met_before_anything_is_visible(
     tar: Path, quirk: Quirk | None, data: bytes
 ) -> None:
