@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from benchmarks import authority, ceiling, gil, machine, merge, plot, report
+from benchmarks import authority, ceiling, gil, machine, merge, plot, refusal, report
 from benchmarks.comparison import Comparison, Cores, Run, WrongResult, in_memory, serving
 from benchmarks.contenders import (
     ALL_ROUNDS,
@@ -56,6 +56,7 @@ class Result:
     again: list[Run] = field(default_factory=list)
     gil: list[dict[str, Any]] = field(default_factory=list)
     ceiling: dict[str, dict[str, float]] = field(default_factory=dict)
+    refusals: list[refusal.Look] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Bench:
     result: Result
     looks: bool
     directions: Sequence[Direction]
+    programs: Sequence[refusal.Program]
 
     def run(self) -> None:
         """Measure everything. Raises WrongResult or CommandFailed at the first run that went wrong."""
@@ -84,8 +86,15 @@ class Bench:
             self.result,
             self.looks,
             self.directions,
+            self.programs,
         )
         start._case(_START, self.deadline)
+        if "download" in self.directions:
+            say(f"== a broken checkpoint of {refusal.SHARDS} shards")
+            rounds = min(self.rounds, refusal.ROUNDS)
+            self.result.refusals += refusal.measured(
+                self.comparison, self.programs, _TRANSPORTS, rounds=rounds
+            )
         for number, case in enumerate(self.cases):
             now = time.monotonic()
             self._case(case, now + (self.deadline - now) / (len(self.cases) - number))
@@ -374,7 +383,8 @@ def _measure(
         with serving(scratch, certificate, key, cores) as server:
             comparison = Comparison(server, scratch, certificate, cores, field_, say)
             deadline = begin + minutes * 60
-            Bench(comparison, cases, rounds, deadline, result, looks, directions).run()
+            programs = refusal.programs(tools)
+            Bench(comparison, cases, rounds, deadline, result, looks, directions, programs).run()
     return {
         "schema": report.SCHEMA,
         "machine": machine.describe(),
@@ -391,6 +401,7 @@ def _measure(
         "runs": [run.as_document() for run in result.runs],
         "again": [run.as_document() for run in result.again],
         "gil": result.gil,
+        "refusals": [look.as_document() for look in result.refusals],
     }
 
 

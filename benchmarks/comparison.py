@@ -130,6 +130,10 @@ class Endpoint:
         """A whole kept object."""
         return self._request("GET", f"/{bucket}/{key}")
 
+    def write(self, bucket: str, key: str, body: bytes) -> None:
+        """Create an object, or put it in the place of another."""
+        self._request("PUT", f"/{bucket}/{key}", body)
+
     def cpu(self) -> float:
         """CPU seconds it took so far."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -138,17 +142,17 @@ class Endpoint:
     def _ask(self, method: str, what: str, prefix: str) -> bytes:
         return self._request(method, f"/-/{what}?{urlencode({'prefix': prefix})}")
 
-    def _request(self, method: str, target: str) -> bytes:
+    def _request(self, method: str, target: str, body: bytes | None = None) -> bytes:
         connection = HTTPConnection("127.0.0.1", self._ports["http"], timeout=_START)
         try:
-            connection.request(method, target)
+            connection.request(method, target, body)
             answer = connection.getresponse()
-            body = answer.read()
+            content = answer.read()
         finally:
             connection.close()
         if answer.status >= 300:
             raise RuntimeError(f"the server answered {answer.status} to {method} {target}")
-        return body
+        return content
 
 
 @contextmanager
@@ -274,7 +278,7 @@ class Comparison:
         touch(self.scratch, contender.scratch(checkpoint) + _AHEAD)
         self.server.reset("nothing/")  # the counts alone
         before = self.server.cpu()
-        usage = self.run(contender.command(job), job)
+        usage = self.run(contender.command(job), transport)
         spent = self.server.cpu() - before
         state = self.server.state(job.prefix)
         if contender.direction == "upload":
@@ -307,10 +311,13 @@ class Comparison:
             masked=self.without_sha_ni,
         )
 
-    def run(self, command: Sequence[str], job: Job) -> Usage:
-        """Run a command in the environment that everybody gets."""
+    def run(self, command: Sequence[str], transport: Transport, *, expect: int = 0) -> Usage:
+        """Run a command in the environment that everybody gets. Raises CommandFailed."""
         variables = environment(
-            self.scratch, job.endpoint, job.certificate, without_sha_ni=self.without_sha_ni
+            self.scratch,
+            self.server.url(transport),
+            self.certificate if transport == "https" else None,
+            without_sha_ni=self.without_sha_ni,
         )
         return process.measure(
             command,
@@ -318,6 +325,7 @@ class Comparison:
             directory=self.scratch,
             cpus=self.cores.client,
             timeout=_PATIENCE,
+            expect=expect,
         )
 
     def again(self, checkpoint: Checkpoint, transport: Transport, stored: str) -> list[Run]:

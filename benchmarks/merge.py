@@ -14,7 +14,8 @@ from typing import Any
 
 _SAME = ("schema", "versions", "cores", "scratch", "scale", "options")
 _SAME_MACHINE = ("cpu", "cores", "memory", "sha_ni", "kernel", "python", "openssl")
-_MEASURED = ("runs", "again", "gil")
+_MEASURED = ("runs", "again", "gil", "refusals")
+"""Lists of runs; `refusals` are not in results of before they were measured."""
 
 Result = Mapping[str, Any]
 
@@ -37,7 +38,7 @@ def _over(old: Result, new: Result) -> Result:
         "seconds": old["seconds"] + new["seconds"],
         "contenders": _united(old["contenders"], new["contenders"], ("name", "direction")),
         "cases": _united(old["cases"], new["cases"], ("name",)),
-        **{name: _replaced(old[name], new[name]) for name in _MEASURED},
+        **{name: _replaced(old.get(name, []), new.get(name, [])) for name in _MEASURED},
     }
 
 

@@ -21,7 +21,7 @@ _LAUNCHER: Final = Path(__file__).with_name("launch.py")
 
 
 class CommandFailed(Exception):
-    """A command ended with an error, or was ended because it took too long."""
+    """A command ended otherwise than it should, or was ended because it took too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +29,14 @@ class Usage:
     """What a process tree took.
 
     Seconds of wall and of CPU (user and system, of the command and everything it started and waited
-    for), and the peak resident bytes of its largest process.
+    for), the peak resident bytes of its largest process, and what it printed, on both streams.
     """
 
     wall: float
     user: float
     system: float
     peak: int
+    output: str
 
     @property
     def cpu(self) -> float:
@@ -50,8 +51,12 @@ def measure(
     directory: Path,
     cpus: Iterable[int] = (),
     timeout: float,
+    expect: int = 0,
 ) -> Usage:
-    """Run a command to its end. Raises CommandFailed; no process of it is left then."""
+    """Run a command to its end. Raises CommandFailed; no process of it is left then.
+
+    `expect` is the exit code it must end with.
+    """
     with tempfile.TemporaryFile() as output, tempfile.NamedTemporaryFile() as result:
         launcher = [
             sys.executable,
@@ -81,6 +86,6 @@ def measure(
                 process.wait()
         output.seek(0)
         text = output.read().decode(errors="replace")
-        if status:
+        if status != expect:
             raise CommandFailed(f"{' '.join(command)} ended with {status}:\n{text[-_SHOWN:]}")
-        return Usage(**json.loads(Path(result.name).read_text()))
+        return Usage(**json.loads(Path(result.name).read_text()), output=text)

@@ -114,6 +114,7 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
         if result["machine"]["sha_ni"]
         else _with_extensions(measured, titles, result),
         "again": _again(result),
+        "refusal": _refusals(result),
         "server": _server(result),
         "model": _model(result, measured),
     }
@@ -266,6 +267,29 @@ def _again(result: Mapping[str, Any]) -> str:
         for run in result["again"]
     ]
     return _table(["files", "", "wall s", "requests", "bytes moved"], lines)
+
+
+def _refusals(result: Mapping[str, Any]) -> str:
+    """What it took to look at a prefix, by mistake; results of before this was measured have none."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for run in result.get("refusals", []):
+        groups.setdefault((run["case"], run["program"], run["transport"]), []).append(run)
+    lines = [
+        [
+            case,
+            program,
+            transport.upper(),
+            f"`{runs[0]['reference']}`" if runs[0]["reference"] else "passes",
+            _range(_spread(run["wall"] for run in runs)),
+            _range(_spread(_cpu(run) for run in runs)),
+            f"{median(sum(run['requests'].values()) for run in runs):.0f}",
+            _size(round(median(run["sent"] for run in runs))),
+            str(len(runs)),
+        ]
+        for (case, program, transport), runs in groups.items()
+    ]
+    head = ["wrong", "who", "", "ends with", "wall s", "CPU s", "requests", "bytes read", "runs"]
+    return _table(head, lines) if lines else "not measured in this run\n"
 
 
 def _server(result: Mapping[str, Any]) -> str:

@@ -25,8 +25,9 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from benchmarks import authority, ceiling, gil, merge, plot, report
-from benchmarks.comparison import Cores, in_memory, serving
+from benchmarks import authority, ceiling, gil, merge, plot, refusal, report
+from benchmarks.comparison import Comparison, Cores, WrongResult, in_memory, serving
+from benchmarks.contenders import find_tools
 from benchmarks.crt_upload import Slice, members
 from benchmarks.data import CASES, MIB, Case, build, compare
 from benchmarks.framing import Dechunker, MalformedFraming
@@ -272,6 +273,14 @@ def test_a_failing_command_is_told_with_its_output(tmp_path: Path) -> None:
         measure(command, environment=os.environ, directory=tmp_path, timeout=60)
 
 
+def test_a_command_may_be_expected_to_fail_and_then_must(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo out; echo err >&2; exit 17"]
+    usage = measure(command, environment=os.environ, directory=tmp_path, timeout=60, expect=17)
+    assert usage.output == "out\nerr\n"
+    with pytest.raises(CommandFailed, match="ended with 0"):
+        measure(["true"], environment=os.environ, directory=tmp_path, timeout=60, expect=17)
+
+
 def test_a_command_that_takes_too_long_ends_with_all_it_started(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -408,6 +417,42 @@ def test_what_is_measured_again_replaces_what_was_measured_together_with_it() ->
         merge.merged([alone, {**result_of(again), "scale": 0.5}])
 
 
+def look_of(number: int, wall: float, **more: Any) -> dict[str, Any]:
+    return {
+        "case": "one shard missing",
+        "direction": "download",
+        "transport": "http",
+        "program": "staging check",
+        "round": number,
+        "wall": wall,
+        "user": wall / 2,
+        "system": 0.0,
+        "requests": {"GetObject": 201, "ListObjectsV2": 1},
+        "sent": 1_100_000,
+        "status": 17,
+        "reference": "index-shard-missing",
+    } | more
+
+
+def test_refusals_are_medians_and_older_results_have_none() -> None:
+    old = result_of([run_of("ours", 0, 1.0)])
+    assert report.tables(old)["refusal"] == "not measured in this run\n"
+    looks = [look_of(0, 1.0), look_of(1, 9.0), look_of(2, 2.0)]
+    looks += [look_of(0, 5.0, case="nothing", reference="", transport="https")]
+    new = {**old, "refusals": looks}
+    lines = report.tables(new)["refusal"].splitlines()[2:]
+    refused = "one shard missing | staging check | HTTP | `index-shard-missing`"
+    passed = "nothing | staging check | HTTPS | passes"
+    assert lines == [
+        f"| {refused} | 2.00 (1.00–9.00) | 1.00 (0.50–4.50) | 202 | 1.1 MB | 3 |",
+        f"| {passed} | 5.00 (5.00–5.00) | 2.50 (2.50–2.50) | 202 | 1.1 MB | 1 |",
+    ]
+    assert merge.merged([old, new])["refusals"] == looks
+    assert merge.merged([new, old])["refusals"] == looks
+    anew = {**old, "refusals": [look_of(0, 4.0)]}
+    assert merge.merged([new, anew])["refusals"] == [looks[-1], look_of(0, 4.0)]
+
+
 def test_tables_tell_what_was_not_measured_and_correct_for_slow_hashing() -> None:
     runs = [run_of("ours", 0, 2.0), run_of("s5cmd", 0, 24.0)]
     assert report.tables(result_of(runs))["download"] == "not measured in this run\n"
@@ -463,6 +508,56 @@ def test_memory_is_told_from_disk() -> None:
     assert not in_memory(Path("/proc"))
 
 
+@pytest.mark.parametrize(
+    ("output", "reference"),
+    [
+        (
+            "error: bad [first]\n  hint: do\nerror: s3://b/p/ bad: it [last-one]\nhint: x\n",
+            "last-one",
+        ),
+        ("ERROR exit=17 index-shard-missing model-1 [is] gone\nHINT x\n", "index-shard-missing"),
+        ("s3://b/p/ ok: 103 files\n", ""),
+        ("warning: odd [odd-one]\n", ""),
+    ],
+)
+def test_the_reference_is_that_of_the_last_error(output: str, reference: str) -> None:
+    assert refusal.reference_in(output) == reference
+
+
+def test_a_look_that_reads_too_much_or_too_little_is_no_result() -> None:
+    prefix = refusal.Prefix.made("p/", refusal.MISTAKES[0], shards=10)
+    weights = sum(len(data) for path, data in prefix.files.items() if path.startswith("model-"))
+    assert prefix.enough < weights / 10
+    good = {"requests": {"GetObject": 24}, "sent": prefix.enough, "received": 0}
+    refusal.judge(prefix, "it", good)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"requests": {"GetObject": 19}}, "19 requests"),
+        ({"requests": {"GetObject": 20, "HeadObject": 13}}, "33 requests"),
+        ({"sent": prefix.enough + 1}, "bytes, at most"),
+        ({"received": 1}, "sent 1 bytes"),
+    ]
+    for change, words in wrong:
+        with pytest.raises(WrongResult, match=words):
+            refusal.judge(prefix, "it", good | change)
+
+
+def test_a_mistake_is_refused_by_both_programs(tmp_path: Path) -> None:
+    certificate, key = authority.issue(tmp_path)
+    programs = refusal.programs(find_tools(None))
+    said: list[str] = []
+    with serving(tmp_path, certificate, key, Cores((), ())) as server:
+        comparison = Comparison(server, tmp_path, certificate, Cores((), ()), [], said.append)
+        looks = refusal.measured(comparison, programs, ["https"], rounds=1, shards=3)
+        assert server.state("refusal")["objects"] == {}
+    found = [(look.program, look.status, look.reference) for look in looks]
+    assert found == [
+        (program.name, 17 if mistake.reference else 0, mistake.reference)
+        for mistake in refusal.MISTAKES
+        for program in programs
+    ]
+    assert len(said) == len(looks)
+
+
 @pytest.mark.slow
 def test_a_small_benchmark_of_ours_runs_to_its_end(tmp_path: Path) -> None:
     options = ["--only-ours", "--case", "small", "--scale", "0.002", "--rounds", "1", "--quick"]
@@ -482,6 +577,7 @@ def test_a_small_benchmark_of_ours_runs_to_its_end(tmp_path: Path) -> None:
     assert kinds >= {
         ("small", way, wire) for way in ("upload", "download") for wire in ("http", "https")
     }
+    assert len(result["refusals"]) == 4 * 2 * 2
     assert list(scratch.iterdir()) == []
     assert "staging upload" in done.stdout
     assert (tmp_path / "result.svg").exists()
