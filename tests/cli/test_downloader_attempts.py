@@ -263,7 +263,8 @@ def test_a_download_that_was_killed_is_told_and_a_success_forgets_it(
         bucket.put(f"a/{path}", data)
     bucket.put("a/.checkpoint/manifest.json", manifest_of(files).encode())
     programs = Programs(tmp_path, scripted_s3)
-    held = scripted_s3.hold("GetObject", key="a/tokenizer/tokenizer.json")  # fetched, not looked at
+    # When it is fetched, after the rules have looked at it.
+    held = scripted_s3.hold("GetObject", key="a/tokenizer/tokenizer.json", occurrence=2)
     with programs.started([*DOWNLOADER, "s3://models/a/", "node"]) as running:
         assert held.arrived.wait(TIMEOUT)
         running.signal(signal.SIGKILL)
