@@ -110,6 +110,10 @@ class DocumentCapture:
         """Bytes of the file that are known so far."""
         return len(self._held)
 
+    def start(self, length: int) -> bytes:
+        """The first bytes, at most `length`. Ask before `result`, which lets go of them."""
+        return bytes(self._held[:length])
+
     @property
     def missing(self) -> int:
         """Bytes still needed; 0 when the outcome is known."""

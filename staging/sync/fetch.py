@@ -26,20 +26,17 @@ from staging.directory.page_cache import PageCache, PageCacheChoice
 from staging.directory.partial import PartialDirectory, PartialFile
 from staging.directory.tree import Tree
 from staging.store.store import Changed, Seen, Store, unseen
-from staging.sync.pins import first_of, missing, pin
+from staging.sync.pins import MAX_REPEATS, damaged, first_of, missing, pin
 from staging.sync.plan import Fetch
 from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
 from staging.transfer.scheduler import Cancelled, Scheduler
 from staging.transfer.sizing import Sizing
 from staging.vocabulary.digest import CHUNK_SIZE, ChunkDigests, chunk_span
-from staging.vocabulary.errors import IntegrityError, NotFound
+from staging.vocabulary.errors import NotFound
 from staging.vocabulary.events import FileDone, Moved, Reporter, Started
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest, ManifestFile
-
-MAX_REPEATS: Final = 2
-"""Requests for a chunk whose bytes did not match, after the first."""
 
 _EXACT: Final = 256 * 1024
 """Buffers up to here are made at their size, larger ones at a power of two: those are used again."""
@@ -203,22 +200,14 @@ class Fetching:
     ) -> None:
         """Leave the verified bytes of a chunk in `chunk`, asking again when they do not match."""
         entry = file.entry
-        offset, size = chunk_span(entry.size, index)
+        offset = chunk_span(entry.size, index)[0]
         for _ in range(MAX_REPEATS):
             if self.is_right(entry, index, chunk, digest):
                 return
             self._read(file, offset, chunk, etag, scheduler)
             digest = self._manifest.hash.hash(chunk)
         if not self.is_right(entry, index, chunk, digest):
-            raise IntegrityError(
-                f"{entry.path!r} in {self._location} is damaged: chunk {index} (bytes {offset} to"
-                f" {offset + size - 1}) does not have the manifest's digest, in"
-                f" {MAX_REPEATS + 1} requests",
-                reference="chunk-digest",
-                hint=f"run `staging verify {self._location}`; when the object is damaged in the store,"
-                " upload the checkpoint again under a new prefix",
-                side="store",
-            )
+            raise damaged(entry, index, self._location, requests=MAX_REPEATS + 1)
 
     def is_right(self, entry: ManifestFile, index: int, chunk: memoryview, digest: bytes) -> bool:
         """Whether `chunk`, whose digest is `digest`, has the bytes of chunk `index`.

@@ -19,6 +19,7 @@ from typing import Final
 
 from staging.store.store import ObjectInfo, Store
 from staging.transfer.scheduler import Scheduler
+from staging.vocabulary.digest import chunk_span
 from staging.vocabulary.errors import AccessDenied, IntegrityError, NotFound
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import ManifestFile
@@ -26,6 +27,9 @@ from staging.vocabulary.manifest import ManifestFile
 _SHOWN: Final = 3
 _OTHERS: Final = 2000
 """Keys of a listing that may be others than the wanted ones, besides as many as those are."""
+
+MAX_REPEATS: Final = 2
+"""Requests for bytes that did not match, after the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,21 @@ def missing(file: ManifestFile, location: S3Location) -> IntegrityError:
         f"{file.path!r} is in the manifest of {location} but there is no such object",
         reference="object-missing",
         hint=f"run `staging verify {location}`, and upload the checkpoint again under a new prefix",
+        side="store",
+    )
+
+
+def damaged(
+    file: ManifestFile, index: int, location: S3Location, *, requests: int
+) -> IntegrityError:
+    """The error for a chunk that does not have the manifest's bytes, however often it is asked for."""
+    offset, size = chunk_span(file.size, index)
+    return IntegrityError(
+        f"{file.path!r} in {location} is damaged: chunk {index} (bytes {offset} to"
+        f" {offset + size - 1}) does not have the manifest's digest, in {requests} requests",
+        reference="chunk-digest",
+        hint=f"run `staging verify {location}`; when the object is damaged in the store,"
+        " upload the checkpoint again under a new prefix",
         side="store",
     )
 

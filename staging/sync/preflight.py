@@ -296,6 +296,7 @@ class _Look:
             self._location,
             looked_into or sorted(others, key=lambda file: -file.size)[:1],
             pins.etags,
+            family=None if self._manifest.is_unverified else self._manifest.hash,
             memory=self._options.memory,
             concurrency=self._options.concurrency,
             report=self._report,
@@ -306,7 +307,8 @@ class _Look:
         checked = self._manifest.layout.get("checked")
         excerpts = self._read(wanted, pins)
         by_rule = self._errors(excerpts)
-        if by_rule and checked is True and not excerpts.wrong:
+        once_whole = checked is True or self._manifest.is_unverified
+        if by_rule and once_whole and not excerpts.wrong:
             excerpts = self._read(wanted, pins)
             by_rule = self._errors(excerpts)
         self.findings += _grouped(excerpts.wrong)

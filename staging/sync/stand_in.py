@@ -105,7 +105,8 @@ def stand_in_for(found: Unpublished, manifests: Iterable[Manifest]) -> StandIn:
         else:
             files.append(match[0])
             known[path] = match[1]
-    return StandIn(found, Manifest.of(FAMILY, files), known, frozenset(earlier))
+    manifest = Manifest.of(FAMILY, files, annotations={UNVERIFIED: {}})
+    return StandIn(found, manifest, known, frozenset(earlier))
 
 
 def refusals_in(actions: Iterable[Action], expected: StandIn) -> list[Refuse]:

@@ -39,6 +39,8 @@ TIMEOUT: Final = 3600.0
 _PATTERN: Final = 8 * MIB + 13
 """Bytes that the data repeats: no multiple of anything, so that no two chunks are equal."""
 
+CONFIG = b'{"model_type": "tiny"}'
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -75,7 +77,7 @@ def run(size: int, *, limit: int, memory: int, directory: Path) -> Outcome:
     with ScriptedS3() as s3:
         bucket = s3.bucket(BUCKET)
         bucket.store(stored)
-        bucket.put("large/config.json", b'{"model_type": "tiny"}')
+        bucket.put("large/config.json", CONFIG)
         bucket.put(f"large/{CONTROL}/manifest.json", _manifest(stored).encode())
         told = directory / "told.json"
         node = directory / "node"
@@ -102,7 +104,7 @@ def _manifest(stored: StoredObject) -> Manifest:
         for view in stored.slice(start, min(stored.size, start + CHUNK_SIZE)):
             hasher.update(view)
         digests.append(hasher.digest())
-    config = ManifestFile.of(SafePath("config.json"), 2, family, [family.hash(b"{}")])
+    config = ManifestFile.of(SafePath("config.json"), len(CONFIG), family, [family.hash(CONFIG)])
     large = ManifestFile.of(WEIGHTS, stored.size, family, digests)
     return Manifest.of(family, [config, large])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from staging.layout.documents import is_document
 from tests.cli.programs import DOWNLOADER, TIMEOUT, Outcome, Programs
 from tests.support.altered import PROGRAM, ROOT
 from tests.support.checkpoints import hugging_face, random_bytes, read_tree
@@ -28,6 +29,9 @@ PROCESSES = 8
 CHUNK = 16 * 1024 * 1024
 MODEL = hugging_face(1, (CHUNK + 70_000, 4_000_000))
 TOTAL = sum(map(len, MODEL.values()))
+LOOKS = 8 * sum(len(data) for path, data in MODEL.items() if is_document(path))
+"""Bytes of small documents that eight processes may look at before they wait for one of them."""
+
 KEYS = {f"model/{path}": len(data) for path, data in MODEL.items()}
 URI = f"s3://{BUCKET}/model/"
 LYING = (*PROGRAM, "--locks-lie", "--")
@@ -86,7 +90,7 @@ def test_of_many_processes_one_downloads_and_the_others_adopt(
     for outcome in together(programs, DOWNLOADER, [target] * PROCESSES):
         assert outcome.stdout == f"{target} {checkpoint_id}\n"
     assert_holds(target, checkpoint_id, MODEL)
-    assert part_bytes(s3.requests, KEYS) == TOTAL
+    assert 0 <= part_bytes(s3.requests, KEYS) - TOTAL <= LOOKS
 
 
 @pytest.mark.slow
@@ -130,7 +134,7 @@ def test_many_directories_on_one_cache(
         assert_holds(target, checkpoint_id, MODEL)
     assert len({os.path.realpath(target) for target in targets}) == 1
     if program is DOWNLOADER:
-        assert part_bytes(s3.requests, KEYS) == TOTAL
+        assert 0 <= part_bytes(s3.requests, KEYS) - TOTAL <= LOOKS
 
 
 # --- nothing to do ---

@@ -18,6 +18,7 @@ from typing import IO, Literal
 
 import pytest
 
+from staging.sync.excerpts import is_looked_into
 from tests.cli.programs import Programs
 from tests.support.checkpoints import hugging_face, read_tree, tar_of, vendor, weights, write_tree
 from tests.support.s3server import Bucket, Quirk, ScriptedS3
@@ -300,13 +301,13 @@ def test_a_plain_sync_of_a_published_prefix_serves(
     adopted = programs.download(f"s3://{BUCKET}/laguna-xs/", node, "--json")
     (result,) = adopted.document["checkpoints"]
     assert (result["id"], result["fetched_bytes"]) == (identity(uploaded.stdout), 0)
-    # Besides the manifest nothing but the headers of the weights was looked at.
+    # Besides the manifest nothing but headers and small documents was looked at.
     looked = list(scripted_s3.requests.of("GetObject"))
     assert {request.key for request in looked if "range" not in request.headers} == {
         "laguna-xs/.checkpoint/manifest.json"
     }
     assert {request.key for request in looked if "range" in request.headers} == {
-        f"laguna-xs/{name}" for name in files if name.endswith(".safetensors")
+        f"laguna-xs/{name}" for name in files if is_looked_into(name) and files[name]
     }
     programs.download("verify", node, "--level", "digest")
     assert read_tree(node) == files

@@ -251,7 +251,18 @@ def test_what_is_damaged_on_the_way_is_read_again_when_it_was_in_order_once(
     assert server.requests.count("GetObject", key=LOCATION.prefix + path) >= 2
     publish(server, shards(3))  # of which nobody knows that it was in order
     server.script(damaged)
-    assert [error.code for error in look(store, dst).findings] == [17]
+    # Documents are small enough to be held against the manifest at once; headers are not.
+    codes = [17] if path.endswith(".safetensors") else []
+    assert [error.code for error in look(store, dst).findings] == codes
+
+
+def test_a_document_that_is_damaged_in_the_store_is_damaged_and_not_badly_made(
+    server: ScriptedS3, store: S3Store, dst: Path
+) -> None:
+    files = shards(2)
+    publish(server, files)
+    server.bucket(BUCKET).put(LOCATION.prefix + "config.json", b"x" * len(files["config.json"]))
+    assert references(look(store, dst)) == ["chunk-digest"]
 
 
 # What lies there already
