@@ -31,6 +31,9 @@ INDEXES: Final = (INDEX_NAME, CONSOLIDATED_INDEX_NAME)
 
 _GENERATIVE: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 _DRAFT: Final = re.compile(r"(?i)eagle|medusa|mlpspeculator|speculator|mtpmodel$|dflash|hydra")
+SINGLE: Final = "model.safetensors"
+_VARIANT: Final = re.compile(r"model\.[A-Za-z]\w*(-\d+-of-\d+)?\.safetensors")
+"""The same weights in another precision, such as `model.fp32-00001-of-00002.safetensors`."""
 _ADAPTER: Final = re.compile(r"adapter_model.*\.safetensors")
 
 
@@ -125,11 +128,13 @@ class Facts:
 
     @cached_property
     def usual(self) -> tuple[str, ...]:
-        """Weights in the root that are in no other format, and no adapter's, in order."""
+        """Weights in the root that are in no other format or precision, and no adapter's, in order."""
         return tuple(
             path
             for path in self.root_safetensors
-            if not path.startswith("consolidated") and not _ADAPTER.fullmatch(path)
+            if not path.startswith("consolidated")
+            and not _ADAPTER.fullmatch(path)
+            and not (SINGLE in self.files and _VARIANT.fullmatch(path))
         )
 
     def index(self, name: str) -> Index | str | None:
@@ -150,6 +155,19 @@ class Facts:
             found = self.index(name)
             if isinstance(found, Index):
                 yield name, found
+
+    @cached_property
+    def index_unread(self) -> bool:
+        """True when nobody knows what an index says that is there: then what is loaded is not known."""
+        return any(
+            name in self.files and not isinstance(self.index(name), Index) for name in INDEXES
+        )
+
+    @cached_property
+    def held(self) -> frozenset[str]:
+        """Names of the tensors in all files whose headers are known."""
+        headers = map(self.header, self.inventory.headers)
+        return frozenset().union(*(header.tensors for header in headers if header is not None))
 
     @cached_property
     def loaded(self) -> tuple[str, ...]:
@@ -179,26 +197,29 @@ class Facts:
     @cached_property
     def whole(self) -> bool:
         """True when all weights that should be there are, and all their headers are known."""
+        if self.index_unread:
+            return False
         for _, index in self.indexes():
             if any(path not in self.files for path in index.by_file):
                 return False
-        if any(numbering.missing or numbering.mixed for numbering in self.numberings):
+        if any(numbering.first_missing or numbering.mixed for numbering in self.numberings):
             return False
         return bool(self.loaded) and all(self.header(path) is not None for path in self.loaded)
 
     @cached_property
     def numberings(self) -> tuple[Numbering, ...]:
-        """The numbered files in the root that no index names."""
+        """The numbered files in the root that no index names; none while an index is not read."""
+        if self.index_unread:
+            return ()
         named = {path for _, index in self.indexes() for path in index.by_file}
-        groups: dict[tuple[str, str], dict[int, set[int]]] = {}
+        groups: dict[tuple[str, str], dict[int, dict[int, str]]] = {}
         known = set()
         for path in self.paths:
             match = _NUMBERED.fullmatch(path)
             if match is not None:
                 key = (match["stem"], match["kind"])
-                groups.setdefault(key, {}).setdefault(int(match["total"]), set()).add(
-                    int(match["number"])
-                )
+                totals = groups.setdefault(key, {})
+                totals.setdefault(int(match["total"]), {})[int(match["number"])] = path
                 if path in named:
                     known.add(key)
         return tuple(
@@ -256,17 +277,17 @@ class Facts:
 
 
 _NUMBERED: Final = re.compile(
-    r"(?P<stem>[^/]+)-(?P<number>\d{5,6})-of-(?P<total>\d{5,6})\.(?P<kind>safetensors|gguf)"
+    r"(?P<stem>[^/]+)-(?P<number>\d{1,6})-of-(?P<total>\d{1,6})\.(?P<kind>safetensors|gguf)"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """Files of one stem that are numbered `-NUMBER-of-TOTAL`: for each total the numbers that are there."""
+    """Files of one stem that are numbered `-NUMBER-of-TOTAL`: for each total, paths by number."""
 
     stem: str
     kind: str
-    totals: Mapping[int, set[int]]
+    totals: Mapping[int, Mapping[int, str]]
 
     @property
     def mixed(self) -> bool:
@@ -279,12 +300,23 @@ class Numbering:
         return max(self.totals)
 
     @property
-    def missing(self) -> tuple[str, ...]:
-        """Names of some files that are not there, at most a hundred; numbers begin with 1, or with 0."""
-        there = self.totals[self.total]
-        start = 0 if 0 in there else 1
-        gone = (n for n in range(start, start + min(self.total, 100_000)) if n not in there)
-        return tuple(
-            f"{self.stem}-{number:05d}-of-{self.total:05d}.{self.kind}"
-            for number, _ in zip(gone, range(100), strict=False)
-        )
+    def there(self) -> int:
+        """How many of them are there."""
+        return len(self.totals[self.total])
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """All files of this stem."""
+        return frozenset(path for numbered in self.totals.values() for path in numbered.values())
+
+    @property
+    def first_missing(self) -> str | None:
+        """The name of the first file that is not there; numbers begin with 1, or with 0."""
+        numbered = self.totals[self.total]
+        start = 0 if 0 in numbered else 1
+        for number in range(start, start + self.total):
+            if number not in numbered:
+                match = _NUMBERED.fullmatch(next(iter(numbered.values())))
+                width, of = (len(match["number"]), match["total"]) if match else (5, self.total)
+                return f"{self.stem}-{number:0{width}d}-of-{of}.{self.kind}"
+        return None

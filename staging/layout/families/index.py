@@ -89,13 +89,8 @@ def _index_tensor_missing(facts: Facts) -> Iterator[Evidence]:
         if header is None:
             continue
         missing = [tensor for tensor in index.by_file[path] if tensor not in header.tensors]
-        if missing:
-            headers = [facts.header(other) for other in index.by_file]
-            missing = [
-                tensor
-                for tensor in missing
-                if not any(other is not None and tensor in other.tensors for other in headers)
-            ]
+        if missing:  # what another file has is another rule's
+            missing = [tensor for tensor in missing if tensor not in facts.held]
         if missing:
             message = f"{several(missing)} not in {path[:100]!r}, where {name!r} looks for it"
             yield Evidence(path, message, f"weight_map.{missing[0][:200]}", path)
@@ -130,11 +125,15 @@ def _index_tensor_unmapped(facts: Facts) -> Iterator[Evidence]:
 def _index_total_size(facts: Facts) -> Iterator[Evidence]:
     for name, index in facts.indexes():
         told = index.total_size
-        if not isinstance(told, (int, float)) or isinstance(told, bool) or not math.isfinite(told):
+        if not isinstance(told, (int, float)) or isinstance(told, bool):
+            continue
+        if isinstance(told, float) and not math.isfinite(told):
             continue
         sizes = _sizes(facts, index)
         if sizes and told not in sizes:
-            message = f"{name!r} says that all tensors have {told} bytes; they have {sizes[0]}"
+            message = (
+                f"{name!r} says that all tensors have {str(told)[:40]} bytes; they have {sizes[0]}"
+            )
             yield Evidence(name, message, "metadata.total_size", told)
 
 

@@ -141,10 +141,10 @@ def _json_broken(facts: Facts) -> Iterator[Evidence]:
         if not found.too_long and found.stranger not in (LFS_POINTER, WEB_PAGE, XML_ANSWER):
             yield Evidence(path, f"{path[:200]!r} cannot be read: {found.reason}")
     for path in facts.fresh:
-        document = facts.inventory.documents.get(path)
-        if document is not None and not isinstance(document, (dict, Unreadable)):
-            what = type(document).__name__
-            yield Evidence(path, f"{path[:200]!r} is no JSON object but a {what}", None, what)
+        document = facts.inventory.documents.get(path, {})
+        if not isinstance(document, (dict, Unreadable)):
+            what = "null" if document is None else f"a {type(document).__name__}"
+            yield Evidence(path, f"{path[:200]!r} is no JSON object but {what}", None, what)
 
 
 @FAMILY.rule(

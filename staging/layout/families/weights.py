@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from staging.layout.facts import Facts, Index, Numbering
+from staging.layout.facts import SINGLE, Facts, Index, Numbering
 from staging.layout.families.names import is_pickle
 from staging.layout.families.training import is_training_file
 from staging.layout.inventory import (
@@ -15,12 +15,11 @@ from staging.layout.inventory import (
     is_other_weights,
     is_safetensors,
 )
-from staging.layout.rule import Evidence, Family
+from staging.layout.rule import Evidence, Family, Severity
 
 FAMILY: Final = Family("weights")
 
 _FOLDER: Final = "give --strip-components so that the files of this folder land at the root"
-_SINGLE: Final = "model.safetensors"
 
 
 @FAMILY.rule(
@@ -115,18 +114,18 @@ def _weights_empty(facts: Facts) -> Iterator[Evidence]:
     source="https://github.com/Blaizzy/mlx-vlm/pull/1464: a 4-bit model.safetensors beside BF16 shards",
 )
 def _weights_two_sets(facts: Facts) -> Iterator[Evidence]:
-    if _SINGLE not in facts.files:
+    if SINGLE not in facts.files:
         return
     index = facts.index(INDEX_NAME)
     if isinstance(index, Index):
-        if _SINGLE not in index.by_file:
-            yield Evidence(_SINGLE, f"{_SINGLE!r} lies beside the shards that {INDEX_NAME!r} names")
+        if SINGLE not in index.by_file:
+            yield Evidence(SINGLE, f"{SINGLE!r} lies beside the shards that {INDEX_NAME!r} names")
     elif (
         INDEX_NAME not in facts.files
-        and any(numbering.kind == "safetensors" for numbering in facts.numberings)
+        and any(numbering.paths & set(facts.usual) for numbering in facts.numberings)
         and not any(True for _ in _twice(facts))
     ):
-        yield Evidence(_SINGLE, f"{_SINGLE!r} lies beside numbered shards")
+        yield Evidence(SINGLE, f"{SINGLE!r} lies beside numbered shards")
 
 
 @FAMILY.rule(
@@ -142,7 +141,7 @@ def _weights_unlisted(facts: Facts) -> Iterator[Evidence]:
         return
     for path in facts.usual:
         header = facts.header(path)
-        if path not in index.by_file and path != _SINGLE and not (header and not header.tensors):
+        if path not in index.by_file and path != SINGLE and not (header and not header.tensors):
             message = f"{path[:200]!r} is not named by {INDEX_NAME!r}: left by another version?"
             yield Evidence(path, message)
 
@@ -150,6 +149,7 @@ def _weights_unlisted(facts: Facts) -> Iterator[Evidence]:
 @FAMILY.rule(
     "shards-mixed",
     "error",
+    milder="warning",
     reason="shards of two versions under one name are loaded together, where no index tells them apart",
     fix="pack the shards of one version only, with their index",
     source="https://github.com/Blaizzy/nativ/pull/370: shards of 13 were named, those of 4 were there",
@@ -159,26 +159,33 @@ def _shards_mixed(facts: Facts) -> Iterator[Evidence]:
         if numbering.mixed:
             totals = ", ".join(f"-of-{total:05d}" for total in sorted(numbering.totals))
             message = f"shards named {numbering.stem[:100]!r} are of several versions: {totals}"
-            yield Evidence(None, message, "total", sorted(numbering.totals))
+            yield Evidence(
+                None,
+                message,
+                "total",
+                sorted(numbering.totals),
+                severity=_as_loaded(facts, numbering),
+            )
 
 
 @FAMILY.rule(
     "shards-incomplete",
     "error",
+    milder="warning",
     reason="weights of a shard that is not there stay uninitialised, and the server starts all the same",
     fix="get the missing shards, and pack the checkpoint again",
     source="https://github.com/sgl-project/sglang/pull/32279",
 )
 def _shards_incomplete(facts: Facts) -> Iterator[Evidence]:
     for numbering in _numberings(facts):
-        missing = numbering.missing
-        if missing and not numbering.mixed:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            there = numbering.total - len(missing)
-            message = f"{missing[0][:200]!r}{more} of {numbering.total} shards are not there"
-            if len(missing) == 1:
-                message = f"{missing[0][:200]!r} of {numbering.total} shards is not there"
-            yield Evidence(None, message, "shards", there)
+        missing = numbering.first_missing
+        if missing is not None and not numbering.mixed:
+            count = numbering.total - numbering.there
+            more, verb = (f" and {count - 1} more", "are") if count > 1 else ("", "is")
+            message = f"{missing[:200]!r}{more} of {numbering.total} shards {verb} not there"
+            yield Evidence(
+                None, message, "shards", numbering.there, severity=_as_loaded(facts, numbering)
+            )
 
 
 @FAMILY.rule(
@@ -195,7 +202,7 @@ def _shards_without_index(facts: Facts) -> Iterator[Evidence]:
             and not numbering.stem.startswith("consolidated")
             and numbering.total > 1
             and not numbering.mixed
-            and not numbering.missing
+            and numbering.first_missing is None
             and INDEX_NAME not in facts.files
         ):
             message = (
@@ -216,6 +223,8 @@ def _tensor_twice(facts: Facts) -> Iterator[Evidence]:
 
 
 def _twice(facts: Facts) -> Iterator[Evidence]:
+    if facts.index_unread:
+        return
     first: dict[str, str] = {}
     for path in facts.loaded:
         header = facts.header(path)
@@ -238,8 +247,13 @@ def several(names: list[str] | tuple[str, ...]) -> str:
     return f"{names[0][:200]!r} and {len(names) - 1} more are"
 
 
+def _as_loaded(facts: Facts, numbering: Numbering) -> Severity | None:
+    """A warning about files that no server loads, such as half of a GGUF beside whole weights."""
+    return None if not facts.loaded or numbering.paths & set(facts.loaded) else "warning"
+
+
 def _numberings(facts: Facts) -> Iterator[Numbering]:
-    if _SINGLE not in facts.files:
+    if SINGLE not in facts.files:
         yield from facts.numberings
 
 

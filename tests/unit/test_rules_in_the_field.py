@@ -1,0 +1,127 @@
+"""Layouts as they are met, which rules once judged wrongly: refused although they serve, or let pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from staging.formats.safetensors import SafetensorsHeader, Tensor
+from staging.layout.inventory import Inventory
+from staging.layout.rules import check
+
+INDEX = "model.safetensors.index.json"
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+
+
+def header(*names: str) -> SafetensorsHeader:
+    found = {name: Tensor("F16", (1,), 2 * at, 2 * at + 2) for at, name in enumerate(names)}
+    return SafetensorsHeader(found, {}, 0)
+
+
+def layout(
+    weights: Mapping[str, SafetensorsHeader],
+    documents: Mapping[str, Any],
+    *others: str,
+) -> Inventory:
+    files = dict.fromkeys((*weights, *documents, *others, *BESIDE), 100)
+    return Inventory(files, dict(weights), dict(documents))
+
+
+def errors(inventory: Inventory) -> list[str]:
+    return [finding.rule for finding in check(inventory) if finding.severity == "error"]
+
+
+def rules(inventory: Inventory) -> set[str]:
+    return {finding.rule for finding in check(inventory)}
+
+
+SHARD = "model-00001-of-00001.safetensors"
+MAPPED = {"weight_map": {"a": SHARD}}
+
+
+@pytest.mark.parametrize("told", [10**400, 10**4000, float("inf"), float("nan"), True, "1", None])
+def test_a_total_size_that_is_no_size_is_no_crash(told: Any) -> None:
+    documents = {"config.json": LLAMA, INDEX: {**MAPPED, "metadata": {"total_size": told}}}
+    found = layout({SHARD: header("a")}, documents)
+    assert errors(found) == []
+    assert all(len(finding.message) < 400 for finding in check(found))
+
+
+def test_while_an_index_is_not_read_nothing_is_said_of_what_would_be_loaded() -> None:
+    weights = {SHARD: header("a"), "model-00001-of-00002.safetensors": header("a")}
+    read = layout(weights, {"config.json": LLAMA, INDEX: MAPPED})
+    assert rules(read) == {"weights-unlisted"}
+    unread = Inventory(read.files, read.headers, {"config.json": LLAMA})
+    assert errors(unread) == []
+
+
+def test_another_precision_beside_the_weights_is_not_loaded_with_them() -> None:
+    weights = {
+        "model.safetensors": header("a", "b"),
+        "model.fp32-00001-of-00002.safetensors": header("a"),
+        "model.fp32-00002-of-00002.safetensors": header("b"),
+    }
+    found = layout(weights, {"config.json": LLAMA}, "model.safetensors.index.fp32.json")
+    assert errors(found) == []
+    same = {"model.safetensors": header("a"), "model.fp16.safetensors": header("a")}
+    assert errors(layout(same, {"config.json": LLAMA})) == []
+    # Alone they are what there is.
+    alone = {name: found for name, found in weights.items() if "fp32" in name}
+    assert "shards-incomplete" in errors(
+        layout({"model.fp32-00001-of-00002.safetensors": header("a")}, {"config.json": LLAMA})
+    )
+    assert errors(layout(alone, {"config.json": LLAMA})) == []
+
+
+def test_files_that_no_server_loads_may_be_incomplete() -> None:
+    documents = {"config.json": LLAMA, INDEX: MAPPED}
+    found = layout({SHARD: header("a")}, documents, "q4-00001-of-00002.gguf")
+    assert errors(found) == []
+    assert "shards-incomplete" in rules(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "more"),
+    [
+        ("model-1-of-61.safetensors", "model-2-of-61.safetensors", 59),
+        ("model-00001-of-000163.safetensors", "model-00002-of-000163.safetensors", 161),
+    ],
+)
+def test_missing_shards_are_named_as_the_others_are_and_counted(
+    name: str, missing: str, more: int
+) -> None:
+    found = check(layout({name: header("a")}, {"config.json": LLAMA}))
+    (finding,) = (finding for finding in found if finding.rule == "shards-incomplete")
+    assert finding.severity == "error"
+    assert f"{missing!r} and {more} more" in finding.message
+
+
+def test_a_configuration_that_is_null_is_none() -> None:
+    found = layout({"model.safetensors": header("a")}, {"config.json": None})
+    assert errors(found) == ["json-broken"]
+
+
+def test_an_index_is_held_against_many_shards_in_one_pass() -> None:
+    """Counted, not timed: how often the names of all tensors are put together."""
+    looked = 0
+
+    class Counted(dict[str, Any]):
+        def __iter__(self) -> Any:
+            nonlocal looked
+            looked += 1
+            return super().__iter__()
+
+    shards = {f"model-{number:05d}-of-00300.safetensors": header("z") for number in range(1, 301)}
+    places = {f"t{number}": name for number, name in enumerate(shards)}
+    found = layout(shards, {"config.json": LLAMA, INDEX: {"weight_map": places}})
+    counted = Inventory(found.files, Counted(found.headers), found.documents)
+    assert "index-tensor-missing" in errors(counted)
+    assert looked < 50
