@@ -35,13 +35,13 @@ class RuleName(click.ParamType[str]):
 
 
 class FilePath(click.ParamType[str]):
-    """The whole path of a file in a checkpoint."""
+    """The whole path of a file in a checkpoint, or of a folder, with a slash behind it."""
 
     name = "PATH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the path; ends with a usage error for one that no file of a checkpoint has."""
-        reason = why_unsafe(str(value))
+        reason = why_unsafe(str(value).removesuffix("/"))
         if reason is not None:
             shown = one_line(ascii(str(value)))[:100]
             self.fail(f"no file of a checkpoint has the path {shown}: {reason}", param, ctx)
@@ -58,7 +58,8 @@ def policy_options(command: Command) -> Command:
         "--allow-file",
         multiple=True,
         type=FilePath(),
-        help="Let this pickle or program pass, by its whole path; may be repeated.",
+        help="Let this pickle or program pass, by its whole path, or a folder of them (original/); may be"
+        " repeated.",
     )
     @click.option("--strict", is_flag=True, help="Take warnings for errors.")
     @functools.wraps(command)

@@ -30,7 +30,10 @@ MISTRAL_CONFIG: Final = "params.json"
 INDEXES: Final = (INDEX_NAME, CONSOLIDATED_INDEX_NAME)
 
 _GENERATIVE: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
-_DRAFT: Final = re.compile(r"(?i)eagle|medusa|mlpspeculator|speculator|mtpmodel$|dflash|hydra")
+_DRAFT: Final = re.compile(
+    r"(?i)^eagle3?(model)?$|^eagle\d?[a-z0-9]*(causallm|draft)|causallmeagle3?$"
+    r"|medusa|mlpspeculator|speculator|mtpmodel$|dflash|hydra"
+)
 SINGLE: Final = "model.safetensors"
 _VARIANT: Final = re.compile(r"model\.[A-Za-z]\w*(-\d+-of-\d+)?\.safetensors")
 """The same weights in another precision, such as `model.fp32-00001-of-00002.safetensors`."""
@@ -71,8 +74,9 @@ class Facts:
     """An inventory as rules see it.
 
     `fresh` are the files that lasting rules look at: all, or those that have just come. `allow` are paths of
-    pickles and programs that somebody wants to have. `partial` is True while files are still coming.
-    `indexes` may be shared by facts of later moments; it holds what was read of each index.
+    pickles and programs that somebody wants to have, or of folders, which end in a slash. `partial` is True
+    while files are still coming. `indexes` may be shared by facts of later moments; it holds what was read of
+    each index.
     """
 
     def __init__(
@@ -89,6 +93,12 @@ class Facts:
         self.partial = partial
         self._fresh = fresh
         self._indexes = {} if indexes is None else indexes
+
+    def allows(self, path: str) -> bool:
+        """True when somebody wants to have a file, by its path or by a folder that it lies in."""
+        return path in self.allow or any(
+            path.startswith(folder) for folder in self.allow if folder.endswith("/")
+        )
 
     @property
     def files(self) -> Mapping[str, int]:
@@ -249,7 +259,13 @@ class Facts:
     def draft(self) -> bool:
         """True for a model that proposes tokens to another one."""
         config = self.config or {}
-        return "speculators_config" in config or any(map(_DRAFT.search, self.architectures))
+        if "speculators_config" in config or any(map(_DRAFT.search, self.architectures)):
+            return True
+        # The first EAGLE heads call themselves what their target is called.
+        names = self.tensors.keys()
+        return "d2t" in names or (
+            "fc.weight" in names and not any(name.startswith("model.") for name in names)
+        )
 
     @cached_property
     def generative(self) -> bool:

@@ -125,3 +125,61 @@ def test_an_index_is_held_against_many_shards_in_one_pass() -> None:
     counted = Inventory(found.files, Counted(found.headers), found.documents)
     assert "index-tensor-missing" in errors(counted)
     assert looked < 50
+
+
+def test_the_index_of_a_format_that_was_left_out_refuses_nothing() -> None:
+    left = {"weight_map": {"x": "consolidated-00001-of-00001.safetensors"}}
+    theirs = {"config.json": LLAMA, INDEX: MAPPED, "consolidated.safetensors.index.json": left}
+    found = layout({SHARD: header("a")}, theirs)
+    assert errors(found) == []
+    assert "index-shard-missing" in rules(found)
+    mistral = {"params.json": {"dim": 1}, "config.json": LLAMA, INDEX: MAPPED}
+    assert errors(layout({"consolidated.safetensors": header("a")}, mistral, "tekken.json")) == []
+    # Nothing else would be loaded here.
+    alone = layout({"other.safetensors": header("a")}, {"config.json": LLAMA, INDEX: MAPPED})
+    assert "index-shard-missing" in errors(alone)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "draft"),
+    [
+        ("EagleLlamaForCausalLM", True),
+        ("Eagle3LlamaForCausalLM", True),
+        ("LlamaForCausalLMEagle3", True),
+        ("EAGLEModel", True),
+        ("EagleDeepSeekMTPModel", True),
+        ("MedusaModel", True),
+        ("Eagle2_5_VLForConditionalGeneration", False),
+        ("Eagle25VLForConditionalGeneration", False),
+        ("LlamaForCausalLM", False),
+    ],
+)
+def test_drafts_are_told_from_models_by_their_names(architecture: str, draft: bool) -> None:
+    config = {"architectures": [architecture], "model_type": "x"}
+    found = Inventory(
+        {"config.json": 100, "model.safetensors": 100},
+        {"model.safetensors": header("model.embed_tokens.weight")},
+        {"config.json": config},
+    )
+    assert ("tokenizer-missing" in errors(found)) is not draft
+
+
+def test_a_draft_that_calls_itself_what_its_target_is_called() -> None:
+    found = Inventory(
+        {"config.json": 100, "model.safetensors": 100},
+        {"model.safetensors": header("fc.weight", "layers.0.mlp.up_proj.weight")},
+        {"config.json": LLAMA},
+    )
+    assert errors(found) == []
+
+
+def test_a_folder_of_pickles_may_be_wanted() -> None:
+    found = layout(
+        {"model.safetensors": header("a")},
+        {"config.json": LLAMA},
+        "original/consolidated.00.pth",
+        "original/consolidated.01.pth",
+    )
+    assert errors(found) == ["pickle", "pickle"]
+    assert [f for f in check(found, allow={"original/"}) if f.severity == "error"] == []
+    assert len([f for f in check(found, allow={"original"}) if f.severity == "error"]) == 2

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from staging.layout.facts import INDEXES, Facts, Index
+from staging.layout.facts import INDEXES, MISTRAL_CONFIG, Facts, Index
 from staging.layout.families.weights import several
-from staging.layout.rule import Evidence, Family
+from staging.layout.inventory import INDEX_NAME
+from staging.layout.rule import Evidence, Family, Severity
 
 FAMILY: Final = Family("index")
 
@@ -32,6 +33,7 @@ def _index_broken(facts: Facts) -> Iterator[Evidence]:
 @FAMILY.rule(
     "index-shard-missing",
     "error",
+    milder="warning",
     reason="weights of a shard that is not there stay uninitialised, and the server starts all the same",
     fix="get the missing shards, and pack the checkpoint again",
     source="https://github.com/sgl-project/sglang/pull/32279, https://github.com/vllm-project/vllm/issues/34859",
@@ -42,7 +44,16 @@ def _index_shard_missing(facts: Facts) -> Iterator[Evidence]:
         if missing:
             verb = "and " + str(len(missing) - 1) + " more are" if len(missing) > 1 else "is"
             message = f"{missing[0][:200]!r} {verb} not there, of {len(index.by_file)} that {name!r} names"
-            yield Evidence(name, message, "weight_map", missing[0][:200])
+            unused = len(missing) == len(index.by_file) and _is_of_the_other_format(facts, name)
+            severity: Severity | None = "warning" if unused else None
+            yield Evidence(name, message, "weight_map", missing[0][:200], severity=severity)
+
+
+def _is_of_the_other_format(facts: Facts, name: str) -> bool:
+    """True when nobody reads an index, since all weights there are in the other of two formats."""
+    if name == INDEX_NAME:
+        return bool(facts.consolidated) and not facts.usual and MISTRAL_CONFIG in facts.files
+    return bool(facts.usual) and not facts.consolidated
 
 
 @FAMILY.rule(

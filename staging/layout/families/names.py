@@ -174,7 +174,7 @@ def _document_unread(facts: Facts) -> Iterator[Evidence]:
 def _executable_content(facts: Facts) -> Iterator[Evidence]:
     for path in facts.fresh:
         name = path.lower()
-        if path in facts.allow or is_leftover(path):
+        if facts.allows(path) or is_leftover(path):
             continue
         if name.endswith(_PROGRAMS) or re.search(r"\.so\.\d", name):
             yield Evidence(path, f"{path[:200]!r} is a program or a part of one")
@@ -187,14 +187,14 @@ def _executable_content(facts: Facts) -> Iterator[Evidence]:
     "pickle",
     "error",
     reason="a pickle runs code when it is loaded",
-    fix="pack the checkpoint without it, or allow it by name",
+    fix="leave it out with --exclude, or allow it by name, or its folder, with --allow-file",
     source="https://github.com/vllm-project/vllm/pull/12366",
     lasting=True,
 )
 def _pickle(facts: Facts) -> Iterator[Evidence]:
     for path in facts.fresh:
         if is_pickle(path) and not (
-            path in facts.allow or is_leftover(path) or is_training_file(path)
+            facts.allows(path) or is_leftover(path) or is_training_file(path)
         ):
             yield Evidence(path, f"{path[:200]!r} is a pickle by its name, which may run code")
 

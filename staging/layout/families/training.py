@@ -55,7 +55,7 @@ def _training_checkpoint(facts: Facts) -> Iterator[Evidence]:
 )
 def _training_state(facts: Facts) -> Iterator[Evidence]:
     for path in facts.fresh:
-        if _STATE.search(path) and not is_leftover(path) and path not in facts.allow:
+        if _STATE.search(path) and not is_leftover(path) and not facts.allows(path):
             yield Evidence(
                 path,
                 f"{path[:200]!r} is the state of a training run, which no server needs",

@@ -88,7 +88,7 @@ def _weights_not_safetensors(facts: Facts) -> Iterator[Evidence]:
 def _weights_other_format(facts: Facts) -> Iterator[Evidence]:
     if _in_the_root(facts):
         for path in _others(facts):
-            if path in facts.allow or not is_pickle(path):
+            if facts.allows(path) or not is_pickle(path):
                 message = f"{path[:200]!r} holds weights beside the safetensors files"
                 yield Evidence(path, message)
 
