@@ -169,8 +169,8 @@ def _print(findings: list[Finding], model: Any, room: list[Fit]) -> None:
         unread = f", {model['unread']} of them not readable" if model["unread"] else ""
         click.echo(f"model: {one_line(model['family'] or 'unknown')}")
         click.echo(
-            f"weights: {size(model['weight_bytes'])} in {model['weight_files']} files{unread},"
-            f" {model['tensors']} tensors, {model['parameters']:,} parameters"
+            f"weights: {size(model['weight_bytes'])} in {_count(model['weight_files'], 'file')}{unread},"
+            f" {_count(model['tensors'], 'tensor')}, {_count(model['parameters'], 'parameter')}"
         )
         kinds = ", ".join(f"{kind} {size(held)}" for kind, held in model["dtypes"].items())
         click.echo(f"types: {kinds or 'none'}")
@@ -182,6 +182,10 @@ def _print(findings: list[Finding], model: Any, room: list[Fit]) -> None:
             f"{fit.count} x {fit.gpu.name}: {verdict}; {least}{size(fit.weights)} of weights on each,"
             f" {size(max(fit.left, 0))} left for the cache of keys and values"
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _sizes(split: Any) -> str:

@@ -22,7 +22,7 @@ from tests.unit.test_pipe import Body
 
 FILES = {
     **vendor(1),
-    "original/consolidated.pth": random_bytes(3 * MIB, 3),
+    "original/notes.txt": random_bytes(3 * MIB, 3),
     "README.md": b"read me",
 }
 OPTIONS = UploadOptions(memory=256 * MIB, cores=2)
@@ -107,7 +107,7 @@ def test_what_is_excluded_is_left_out_and_wins(kind: str, tmp_path: Path) -> Non
     all_names = set(FILES)
     assert select(source_of(kind, tmp_path)) == all_names
     assert select(source_of(kind, tmp_path), exclude=("original/**",)) == all_names - {
-        "original/consolidated.pth"
+        "original/notes.txt"
     }
     assert select(source_of(kind, tmp_path), include=("*", "tokenizer/*"), exclude=("*.md",)) == {
         name for name in all_names if not name.startswith("original/") and name != "README.md"
