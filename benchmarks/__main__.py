@@ -102,33 +102,38 @@ class Bench:
     def _case(self, case: Case, until: float) -> None:
         say(f"== {case.title}")
         comparison, server = self.comparison, self.comparison.server
+        directions = [d for d in self.directions if d == "download" or not case.rate]
+        if not directions:
+            return
         checkpoint = build(case, comparison.scratch, _SEED)
-        parts = len(self.directions) * len(
-            _TRANSPORTS
-        )  # of the case's time, for the rounds that follow
-        if "upload" in self.directions:
+        # of the case's time, for the rounds that follow
+        parts = len(directions) * len(_TRANSPORTS)
+        if "upload" in directions:
             for done, transport in enumerate(_TRANSPORTS):
                 self._rounds(checkpoint, "upload", transport, until, parts - done)
                 self._look(checkpoint, "upload", transport, f"look-{transport}/")
-        if case.name == _MASKED_CASE and "upload" in self.directions:
+        if case.name == _MASKED_CASE and "upload" in directions:
             self._masked(checkpoint)
         if case.name == self.cases[0].name:
             self._ceiling(checkpoint)
-        if "download" not in self.directions:
+        if "download" not in directions:
             checkpoint.tar.unlink()
             return
         stored = f"stored-{case.name}/"
         upload = next(c for c in comparison.contenders if c.name == OURS)
         job = comparison.job(checkpoint, "http", "keep", stored)
         comparison.measure(upload, job, "http", 0)
-        self.result.again += comparison.again(checkpoint, "http", stored)
+        if not case.rate:
+            self.result.again += comparison.again(checkpoint, "http", stored)
         shutil.rmtree(comparison.scratch / "tree")
         # The tar is in the way of what comes down now.
         checkpoint.tar.unlink()
         for done, transport in enumerate(_TRANSPORTS):
             rounds_left = len(_TRANSPORTS) - done
-            self._rounds(checkpoint, "download", transport, until, rounds_left, stored)
-            self._look(checkpoint, "download", transport, stored)
+            with server.pace(case.rate):
+                self._rounds(checkpoint, "download", transport, until, rounds_left, stored)
+            if not case.rate:
+                self._look(checkpoint, "download", transport, stored)
         server.reset(stored)
 
     def _rounds(

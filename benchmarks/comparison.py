@@ -126,6 +126,15 @@ class Endpoint:
         """Drop what lies under a prefix, and the counts."""
         self._ask("POST", "reset", prefix)
 
+    @contextmanager
+    def pace(self, rate: int) -> Iterator[None]:
+        """Let contents out at `rate` bytes per second meanwhile; 0 is no limit."""
+        self._request("POST", f"/-/pace?rate={rate}")
+        try:
+            yield
+        finally:
+            self._request("POST", "/-/pace?rate=0")
+
     def read(self, bucket: str, key: str) -> bytes:
         """A whole kept object."""
         return self._request("GET", f"/{bucket}/{key}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.framing import Dechunker
+from benchmarks.holdings import Network
 
 BLOCK: Final = 256 * 1024
 """Bytes per read of a socket: what stays in the core's own cache."""
@@ -93,8 +94,9 @@ class Body:
 class Connection:
     """One connection: bytes in, bytes out."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, network: Network) -> None:
         self._socket = sock
+        self._network = network
         self._plain = not isinstance(sock, ssl.SSLSocket)
         self._buffer = memoryview(bytearray(BLOCK))
         self._pending = memoryview(b"")
@@ -147,16 +149,20 @@ class Connection:
         with path.open("rb") as file:
             if self._plain:
                 end = offset + count
+                most = BLOCK if self._network.rate else count
                 while offset < end:
-                    offset += os.sendfile(
-                        self._socket.fileno(), file.fileno(), offset, end - offset
+                    done = os.sendfile(
+                        self._socket.fileno(), file.fileno(), offset, min(most, end - offset)
                     )
+                    self._network.carry(done)
+                    offset += done
                 return
             # Read, not mapped: faulting pages in costs more than copying what stays in the cache.
             for start in range(offset, offset + count, BLOCK):
                 wanted = min(BLOCK, offset + count - start)
                 done = os.preadv(file.fileno(), [self._buffer[:wanted]], start)
                 self._socket.sendall(self._buffer[:done])
+                self._network.carry(done)
 
 
 _NOWHERE: Final = memoryview(bytearray(16 * 1024 * 1024))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -29,23 +29,29 @@ _LARGEST: Final = 8 * GIB - 1
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A checkpoint of `count` weight files of `size` bytes each, beside three small files."""
+    """A checkpoint of `count` weight files of `size` bytes each, beside three small files.
+
+    `rate` is what the network between store and clients gives, in bytes per second; 0 is no limit. It
+    limits what the server sends, so such a case is downloaded only.
+    """
 
     name: str
     count: int
     size: int
+    rate: int = 0
 
     def scaled(self, factor: float) -> Case:
         """The same shape with fewer or smaller files, of about `factor` times the bytes."""
         if self.size <= MIB:
-            return Case(self.name, max(1, round(self.count * factor)), self.size)
+            return replace(self, count=max(1, round(self.count * factor)))
         size = max(MIB, round(self.size * factor))
-        return Case(self.name, self.count, min(_LARGEST, size))
+        return replace(self, size=min(_LARGEST, size))
 
     @property
     def title(self) -> str:
         """What a table calls it."""
-        return f"{self.count:,} x {binary(self.size)}"
+        network = f" over {self.rate * 8 / 1e9:.3g} Gb/s" if self.rate else ""
+        return f"{self.count:,} x {binary(self.size)}{network}"
 
     @property
     def weight_bytes(self) -> int:
@@ -57,6 +63,7 @@ CASES: Final = (
     Case("one", 1, 4 * GIB),
     Case("shards", 64, 64 * MIB),
     Case("small", 2000, 64 * KIB),
+    Case("network", 1, 1280 * MIB, rate=312_500_000),
 )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_SLACK: Final = 0.01
+"""Seconds that the network may catch up: a sleep ends late, and nobody is to pay for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,33 @@ class Upload:
     parts: dict[int, Part] = field(default_factory=dict)
 
 
+class Network:
+    """The way to all clients together: it passes `rate` bytes per second, or all there is for 0."""
+
+    def __init__(self) -> None:
+        self.rate = 0
+        self._lock = threading.Lock()
+        self._free = 0.0  # when all that was handed to it will have passed
+
+    def carry(self, count: int) -> None:
+        """Wait until `count` bytes more have passed."""
+        if not self.rate:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free = max(self._free, now - _SLACK) + count / self.rate
+            wait = self._free - now
+        if wait > 0:
+            time.sleep(wait)
+
+
 class State:
     """Everything in the store. Its methods are short and hold one lock."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.lock = threading.Lock()
+        self.network = Network()
         self.objects: dict[tuple[str, str], Stored] = {}
         self.uploads: dict[str, Upload] = {}
         self.requests: Counter[str] = Counter()

@@ -59,7 +59,8 @@ class Answer:
 def operation_of(request: Request) -> str:
     """The S3 name of a request; "Unknown" for what this server does not do."""
     if request.bucket == "-":
-        return {"state": "State", "reset": "Reset"}.get(request.key, "Unknown")
+        known = {"state": "State", "reset": "Reset", "pace": "Pace"}
+        return known.get(request.key, "Unknown")
     level = "object" if request.key else "bucket"
     for (method, where, parameter), name in _ROUTES.items():
         if (
@@ -309,6 +310,11 @@ def _reset(state: State, request: Request) -> Answer:
     return Answer(204)
 
 
+def _pace(state: State, request: Request) -> Answer:
+    state.network.rate = int(request.query["rate"])
+    return Answer(204)
+
+
 def _unknown(state: State, request: Request) -> Answer:
     raise Refusal(501, "NotImplemented")
 
@@ -342,6 +348,7 @@ OPERATIONS: Final[Mapping[str, Callable[[State, Request], Answer]]] = {
     "ListMultipartUploads": _list_uploads,
     "ListObjectsV2": _list,
     "ListParts": _list_parts,
+    "Pace": _pace,
     "PutObject": _put,
     "Reset": _reset,
     "State": _describe,

@@ -136,12 +136,14 @@ def rewrite(text: str, parts: Mapping[str, str]) -> str:
 def costs(
     result: Mapping[str, Any], direction: str, transport: str
 ) -> tuple[Cost | None, Cost | None]:
-    """CPU and lock-held costs of ours, fitted to its runs; None where there are too few."""
+    """CPU and lock-held costs of ours, fitted to its runs at full speed; None where there are too few."""
+    paced = {case["name"] for case in result["cases"] if case.get("rate")}
     cpu = [
         Sample(run["size"], sum(run["requests"].values()), _cpu(run))
         for run in result["runs"]
         if (run["contender"], run["direction"], run["transport"], run["masked"])
         == (OURS, direction, transport, False)
+        and run["case"] not in paced
     ]
     lock = [
         Sample(look["size"], look["requests"], look["held"])
@@ -373,7 +375,13 @@ def _predictions(direction: str, cpu: Cost, lock: Cost) -> list[list[str]]:
 
 def case_document(case: Case) -> dict[str, Any]:
     """A case, for JSON."""
-    return {"name": case.name, "title": case.title, "count": case.count, "size": case.size}
+    return {
+        "name": case.name,
+        "title": case.title,
+        "count": case.count,
+        "size": case.size,
+        "rate": case.rate,
+    }
 
 
 def _cpu(run: Mapping[str, Any]) -> float:

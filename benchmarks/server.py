@@ -13,7 +13,8 @@ Whatever lies under `.checkpoint/` is kept in both, and its CRC64NVME is checked
 server's work and would be measured as the client's waiting. So a run proves nothing about integrity;
 the tests do that, with a server that checks everything.
 
-`GET /-/state?prefix=P` tells objects, open uploads and counts; `POST /-/reset?prefix=P` drops them.
+`GET /-/state?prefix=P` tells objects, open uploads and counts; `POST /-/reset?prefix=P` drops them;
+`POST /-/pace?rate=N` lets the contents of objects out at N bytes per second together, 0 at any speed.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Server:
                 sock = self._context.wrap_socket(sock, server_side=True)
             # Without a timeout a read is one system call; keep-alive ends what is dead.
             sock.settimeout(None)
-            connection = Connection(sock)
+            connection = Connection(sock, self._state.network)
             while self._answer(connection):
                 pass
         except (Gone, OSError, MalformedFraming):
@@ -112,7 +113,7 @@ class Server:
             answer = Answer(refusal.status, b"" if method == "HEAD" else text)
         body.discard()
         length = len(answer.body) if answer.length is None else answer.length
-        if operation not in ("State", "Reset"):
+        if request.bucket != "-":
             self._state.count(operation, body.payload, 0 if method == "HEAD" else length)
         head = [
             f"HTTP/1.1 {answer.status} {_REASONS[answer.status]}",
@@ -127,6 +128,7 @@ class Server:
         if method != "HEAD":
             for content, offset, count in answer.pieces:
                 if content.data is not None:
+                    self._state.network.carry(count)
                     connection.send(memoryview(content.data)[offset : offset + count])
                 elif content.path is not None:
                     connection.send_file(content.path, offset, count)

@@ -14,6 +14,7 @@ import ssl
 import subprocess
 import sys
 import tarfile  # noqa: TID251 - an oracle
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,11 +27,12 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from benchmarks import authority, ceiling, gil, merge, plot, refusal, report
-from benchmarks.comparison import Comparison, Cores, WrongResult, in_memory, serving
+from benchmarks.comparison import Comparison, Cores, Endpoint, WrongResult, in_memory, serving
 from benchmarks.contenders import find_tools
 from benchmarks.crt_upload import Slice, members
 from benchmarks.data import CASES, MIB, Case, build, compare
 from benchmarks.framing import Dechunker, MalformedFraming
+from benchmarks.holdings import Network
 from benchmarks.model import Box, Cost, Sample, estimate, fit, requests_for
 from benchmarks.process import CommandFailed, measure
 from staging.vocabulary import crc64
@@ -108,16 +110,18 @@ def test_compare_names_every_difference(tmp_path: Path) -> None:
 
 
 def test_cases_scale_in_bytes_and_keep_their_shape() -> None:
-    one, shards, small = (case.scaled(0.25) for case in CASES)
+    one, shards, small, network = (case.scaled(0.25) for case in CASES)
     assert (one.count, one.size) == (1, 1024 * MIB)
     assert (shards.count, shards.size) == (64, 16 * MIB)
     assert (small.count, small.size) == (500, 64 * 1024)
+    assert (network.title, network.rate) == ("1 x 320 MiB over 2.5 Gb/s", CASES[-1].rate)
 
 
 class Running:
-    def __init__(self, url: str, state: Any, client: Any, certificate: Path, secure: str) -> None:
-        self.url, self.state, self.client = url, state, client
-        self.certificate, self.secure = certificate, secure
+    def __init__(self, server: Endpoint, client: Any, certificate: Path) -> None:
+        self.server, self.client, self.certificate = server, client, certificate
+        self.url, self.secure = server.url("http"), server.url("https")
+        self.state = server.state
 
 
 @contextmanager
@@ -144,7 +148,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with serving(scratch, certificate, key, Cores((), ())) as server:
         url = server.url("http")
         with s3_client(url, certificate) as client:
-            yield Running(url, server.state, client, certificate, server.url("https"))
+            yield Running(server, client, certificate)
 
 
 def test_what_is_kept_comes_back(running: Running) -> None:
@@ -173,6 +177,23 @@ def test_what_is_kept_comes_back(running: Running) -> None:
     with pytest.raises(ClientError, match="PreconditionFailed"):
         running.client.get_object(Bucket="keep", Key=key, IfMatch='"other"')
     assert running.state("kept/")["uploads"] == []
+
+
+def test_a_network_carries_no_faster_than_it_may_and_only_as_long_as_it_was_told(
+    running: Running,
+) -> None:
+    data = random_bytes(2 * MIB, 8)
+    running.client.put_object(Bucket="keep", Key="paced", Body=data)
+    for url in (running.url, running.secure):
+        with s3_client(url, running.certificate) as client:
+            with running.server.pace(8 * MIB):
+                began = time.monotonic()
+                assert client.get_object(Bucket="keep", Key="paced")["Body"].read() == data
+                took = time.monotonic() - began
+            assert took >= 0.2  # 2 MiB at 8 MiB/s, less what it may catch up
+            assert client.get_object(Bucket="keep", Key="paced")["Body"].read() == data
+    network = Network()
+    network.carry(1 << 60)  # at any speed: this would take for ever at another
 
 
 def test_the_sink_counts_what_it_drops(running: Running) -> None:
