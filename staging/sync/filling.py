@@ -6,13 +6,14 @@ The steps: inspect -> plan -> refuse, or check the space -> fetch -> publish.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from staging.directory.entry import Stamp
 from staging.directory.local import LocalDirectory
 from staging.directory.names import PARTIAL_DIRECTORY, partial_directory
 from staging.directory.publish import Publication, publish
+from staging.directory.tree import Tree
 from staging.store.store import Store
 from staging.sync.fetch import Fetching, missing_bytes
 from staging.sync.inspection import inspect
@@ -70,48 +71,17 @@ class Filling:
         )
         if refusal is not None:
             raise refusal
-        _drop_stale_partials(local, manifest)
+        drop_stale_partials(local.tree, manifest)
         if _is_current(manifest, state, actions):
             # What this run fetched before it found out, where no lock kept it from trying.
             local.tree.remove_tree(PARTIAL_DIRECTORY)
             return already_present(manifest)
-        for action in actions:
-            if isinstance(action, Leave):
-                text = f"{action.path!r} is of an earlier version but was changed: it stays"
-                report(Note(text, warning=True))
+        tell_of_left(actions, report)
         fetches = [action for action in actions if isinstance(action, Fetch)]
         check_space(to_allocate(fetches), local.tree.free_bytes(), local.path)
         placed = self._fetch(local, fetches, sizing, report)
-        removed: dict[str, Stamp] = {
-            action.path: action.stamp for action in actions if isinstance(action, Remove)
-        }
-        replaced: dict[str, Stamp] = {
-            action.file.path: action.replaces for action in fetches if action.replaces is not None
-        }
-        kept: dict[str, Stamp] = {
-            action.file.path: action.stamp for action in actions if isinstance(action, Keep)
-        }
-        publish(
-            local,
-            Publication(
-                manifest=manifest,
-                kept=kept,
-                placed=placed,
-                outgoing={**removed, **replaced},
-                emptied=emptied_directories(manifest, state),
-            ),
-        )
-        fetched = sum(map(missing_bytes, fetches))
-        return SyncResult(
-            id=manifest.id,
-            files=len(manifest.files),
-            total_size=manifest.total_size,
-            fetched_files=len(fetches),
-            fetched_bytes=fetched,
-            resumed_bytes=sum(action.file.size for action in fetches) - fetched,
-            kept_files=len(kept),
-            removed_files=len(removed),
-        )
+        publish(local, publication(manifest, state, actions, placed))
+        return result(manifest, actions, fetches)
 
     def _fetch(
         self, local: LocalDirectory, fetches: list[Fetch], sizing: Sizing, report: Reporter
@@ -143,6 +113,70 @@ def sizing_of(options: SyncOptions) -> Sizing:
     )
 
 
+def tell_of_left(actions: Iterable[Action], report: Reporter) -> None:
+    """Warn of files that an earlier version brought, this one lacks, and somebody changed."""
+    for action in actions:
+        if isinstance(action, Leave):
+            text = f"{action.path!r} is of an earlier version but was changed: it stays"
+            report(Note(text, warning=True))
+
+
+def drop_stale_partials(tree: Tree, manifest: Manifest) -> None:
+    """Remove what interrupted runs fetched for any other manifest."""
+    current = partial_directory(manifest.id).rpartition("/")[2]
+    for name in tree.listing(PARTIAL_DIRECTORY):
+        if name != current:
+            tree.remove_tree(f"{PARTIAL_DIRECTORY}/{name}")
+
+
+def publication(
+    manifest: Manifest,
+    state: LocalState,
+    actions: Sequence[Action],
+    placed: Mapping[str, Stamp],
+) -> Publication:
+    """How a directory in `state` gets to hold `manifest`; `placed` are the files that were fetched."""
+    kept: dict[str, Stamp] = {}
+    outgoing: dict[str, Stamp] = {}
+    for action in actions:
+        match action:
+            case Keep():
+                kept[action.file.path] = action.stamp
+            case Remove():
+                outgoing[action.path] = action.stamp
+            case Fetch() if action.replaces is not None:
+                outgoing[action.file.path] = action.replaces
+    return Publication(
+        manifest=manifest,
+        kept=kept,
+        placed=placed,
+        outgoing=outgoing,
+        emptied=emptied_directories(manifest, state),
+    )
+
+
+def result(
+    manifest: Manifest,
+    actions: Sequence[Action],
+    fetches: Sequence[Fetch],
+    *,
+    unverified: bool = False,
+) -> SyncResult:
+    """What a run came to that published `manifest`; `fetches` are those of its actions, as carried out."""
+    fetched = sum(map(missing_bytes, fetches))
+    return SyncResult(
+        id=manifest.id,
+        files=len(manifest.files),
+        total_size=manifest.total_size,
+        fetched_files=len(fetches),
+        fetched_bytes=fetched,
+        resumed_bytes=sum(action.file.size for action in fetches) - fetched,
+        kept_files=sum(isinstance(action, Keep) for action in actions),
+        removed_files=sum(isinstance(action, Remove) for action in actions),
+        unverified=unverified,
+    )
+
+
 def already_present(manifest: Manifest) -> SyncResult:
     """The result of a run that changed nothing."""
     return SyncResult(
@@ -168,10 +202,3 @@ def _is_current(manifest: Manifest, state: LocalState, actions: Iterable[Action]
             for action in actions
         )
     )
-
-
-def _drop_stale_partials(local: LocalDirectory, manifest: Manifest) -> None:
-    current = partial_directory(manifest.id).rpartition("/")[2]
-    for name in local.tree.listing(PARTIAL_DIRECTORY):
-        if name != current:
-            local.tree.remove_tree(f"{PARTIAL_DIRECTORY}/{name}")

@@ -23,21 +23,14 @@ from staging.directory.entry import Kind, Stamp
 from staging.directory.local import LocalDirectory
 from staging.directory.names import PARTIAL_DIRECTORY, partial_directory
 from staging.directory.partial import settle
-from staging.directory.publish import Publication, publish
+from staging.directory.publish import publish
 from staging.published import read_manifest, require_id
 from staging.store.store import ObjectInfo, Store
-from staging.sync.fetch import Fetching, missing_bytes
-from staging.sync.filling import sizing_of
+from staging.sync.fetch import Fetching
+from staging.sync.filling import drop_stale_partials, publication, result, sizing_of, tell_of_left
 from staging.sync.inspection import inspect, read_marker
 from staging.sync.options import SyncOptions, SyncResult
-from staging.sync.plan import (
-    Fetch,
-    Keep,
-    Leave,
-    Remove,
-    emptied_directories,
-    plan,
-)
+from staging.sync.plan import Fetch, plan
 from staging.sync.refusal import refusal_of
 from staging.sync.space import check_space, to_allocate
 from staging.sync.stand_in import FAMILY, Record, StandIn, refusals_in
@@ -85,11 +78,8 @@ class Learning:
         refusal = refusal_of(refusals_in(actions, self._expected), local.path)
         if refusal is not None:
             raise refusal
-        for action in actions:
-            if isinstance(action, Leave):
-                text = f"{action.path!r} is of an earlier version but was changed: it stays"
-                self._report(Note(text, warning=True))
-        self._drop_stale_partials()
+        tell_of_left(actions, self._report)
+        drop_stale_partials(local.tree, planned)
         fetches = [action for action in actions if isinstance(action, Fetch)]
         check_space(to_allocate(fetches), local.tree.free_bytes(), local.path)
         self._ask_for_checksums(fetches)
@@ -102,15 +92,6 @@ class Learning:
             manifest = self._published(manifest)
         else:
             self._tell(manifest)
-        kept: dict[str, Stamp] = {
-            action.file.path: action.stamp for action in actions if isinstance(action, Keep)
-        }
-        removed: dict[str, Stamp] = {
-            action.path: action.stamp for action in actions if isinstance(action, Remove)
-        }
-        replaced: dict[str, Stamp] = {
-            action.file.path: action.replaces for action in fetches if action.replaces is not None
-        }
         if self._is_in_place(manifest):  # the same bytes in other versions: only the record is new
             local.tree.write_document(MANIFEST_NAME, manifest.encode())
             local.tree.remove_tree(PARTIAL_DIRECTORY)
@@ -119,28 +100,9 @@ class Learning:
                 waiting = partial_directory(manifest.id)
                 local.tree.remove_tree(waiting)
                 local.tree.rename(partial_directory(planned.id), waiting)
-            publish(
-                local,
-                Publication(
-                    manifest=manifest,
-                    kept=kept,
-                    placed=placed,
-                    outgoing={**removed, **replaced},
-                    emptied=emptied_directories(manifest, state),
-                ),
-            )
-        fetched = sum(map(missing_bytes, fetches))
-        return SyncResult(
-            id=manifest.id,
-            files=len(manifest.files),
-            total_size=manifest.total_size,
-            fetched_files=len(fetches),
-            fetched_bytes=fetched,
-            resumed_bytes=sum(action.file.size for action in fetches) - fetched,
-            kept_files=len(kept),
-            removed_files=len(removed),
-            unverified=self._options.expect_id is None and manifest.is_unverified,
-        )
+            publish(local, publication(manifest, state, actions, placed))
+        unverified = self._options.expect_id is None and manifest.is_unverified
+        return result(manifest, actions, fetches, unverified=unverified)
 
     def _published(self, learned: Manifest) -> Manifest:
         """The manifest that has come meanwhile. Raises Conflict when it is of other bytes."""
@@ -153,13 +115,6 @@ class Learning:
     def _is_in_place(self, manifest: Manifest) -> bool:
         marker = read_marker(self._local, self._report)
         return marker is not None and marker.covers(manifest) and self._local.is_intact(marker)
-
-    def _drop_stale_partials(self) -> None:
-        current = partial_directory(self._expected.manifest.id)
-        for name in self._local.tree.listing(PARTIAL_DIRECTORY):
-            path = f"{PARTIAL_DIRECTORY}/{name}"
-            if path != current:
-                self._local.tree.remove_tree(path)
 
     def _ask_for_checksums(self, fetches: Sequence[Fetch]) -> None:
         """Prepare for the files whose digests nobody knows."""
