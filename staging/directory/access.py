@@ -36,10 +36,10 @@ def refusal_below(tree: Tree, path: str = "") -> StagingError | None:
     try:
         with on_disk(shown):
             if not path:
-                with tree._directory("") as fd:
+                with tree.directory("") as fd:
                     return write_refusal(tree.fs, fd, ".", shown)
             try:
-                with tree._parent(path) as (fd, name):
+                with tree.parent(path) as (fd, name):
                     return write_refusal(tree.fs, fd, name, shown)
             except (FileNotFoundError, NotADirectoryError):
                 return None  # what is in the way here is another finding

@@ -148,14 +148,14 @@ class Tree:
     @contextlib.contextmanager
     def below(self, path: str) -> Iterator[Tree]:
         """Hold a directory below open, for looks at many names in it."""
-        with on_disk(path), self._directory(path) as fd:
+        with on_disk(path), self.directory(path) as fd:
             yield Tree(self.fs, fd, self.path / path)
 
     def entry(self, path: str) -> Entry | None:
         """Describe a name without following links. None when it, or a directory above, is not there."""
         with on_disk(path):
             try:
-                with self._parent(path) as (fd, name):
+                with self.parent(path) as (fd, name):
                     return Entry.of(self.fs.stat(name, dir_fd=fd))
             except (FileNotFoundError, NotADirectoryError):
                 return None
@@ -164,7 +164,7 @@ class Tree:
         """What a symlink points to; None for anything else, and for a name that is not there."""
         with on_disk(path):
             try:
-                with self._parent(path) as (fd, name):
+                with self.parent(path) as (fd, name):
                     return self.fs.readlink(name, dir_fd=fd)
             except OSError as error:
                 if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
@@ -175,7 +175,7 @@ class Tree:
         """Names in a directory, sorted; none when it does not exist."""
         with on_disk(path or self.path):
             try:
-                with self._directory(path) as fd:
+                with self.directory(path) as fd:
                     return self.fs.listdir(fd)
             except FileNotFoundError:
                 return []
@@ -197,7 +197,7 @@ class Tree:
         """Open a regular file for reading. Raises NotFound, or Conflict for anything else."""
         with on_disk(path):
             try:
-                with self._parent(path) as (dir_fd, name):
+                with self.parent(path) as (dir_fd, name):
                     fd = self.fs.open(name, os.O_RDONLY, dir_fd=dir_fd)
             except FileNotFoundError as error:
                 raise NotFound(
@@ -234,19 +234,19 @@ class Tree:
 
     def open_writable(self, path: str) -> int:
         """Open an existing regular file for reading and writing. The caller closes the descriptor."""
-        with on_disk(path), self._parent(path) as (dir_fd, name):
+        with on_disk(path), self.parent(path) as (dir_fd, name):
             fd = self.fs.open(name, os.O_RDWR, dir_fd=dir_fd)
             self._check_regular(fd, path)
             return fd
 
     def create(self, path: str) -> int:
         """Create a file that must not exist. The caller closes the descriptor."""
-        with on_disk(path), self._parent(path) as (dir_fd, name):
+        with on_disk(path), self.parent(path) as (dir_fd, name):
             return self.fs.create(name, dir_fd=dir_fd)
 
     def open_or_create(self, path: str) -> int:
         """Open a regular file for reading and writing, made when there is none."""
-        with on_disk(path), self._parent(path) as (dir_fd, name):
+        with on_disk(path), self.parent(path) as (dir_fd, name):
             try:
                 return self.fs.create(name, dir_fd=dir_fd)
             except FileExistsError:
@@ -257,7 +257,7 @@ class Tree:
     def make_directory(self, path: str) -> None:
         """Create a directory and those above it, where they do not exist. The root is there."""
         for directory in [*parents(path), path] if path else ():
-            with on_disk(directory), self._parent(directory) as (dir_fd, name):
+            with on_disk(directory), self.parent(directory) as (dir_fd, name):
                 try:
                     self.fs.mkdir(name, dir_fd=dir_fd)
                 except FileExistsError:
@@ -275,8 +275,8 @@ class Tree:
         """
         with (
             on_disk(new),
-            self._parent(old) as (old_fd, old_name),
-            (into or self)._parent(new) as (new_fd, new_name),
+            self.parent(old) as (old_fd, old_name),
+            (into or self).parent(new) as (new_fd, new_name),
         ):
             self.fs.rename(old_name, new_name, old_dir_fd=old_fd, new_dir_fd=new_fd)
 
@@ -284,8 +284,8 @@ class Tree:
         """Swap what two names mean, atomically; False where that is impossible."""
         with (
             on_disk(other),
-            self._parent(one) as (one_fd, one_name),
-            self._parent(other) as (other_fd, other_name),
+            self.parent(one) as (one_fd, one_name),
+            self.parent(other) as (other_fd, other_name),
         ):
             return self.fs.exchange(one_name, other_name, one_dir_fd=one_fd, other_dir_fd=other_fd)
 
@@ -293,21 +293,21 @@ class Tree:
         """Give a file a second name in an existing directory."""
         with (
             on_disk(new),
-            self._parent(old) as (old_fd, old_name),
-            self._parent(new) as (new_fd, new_name),
+            self.parent(old) as (old_fd, old_name),
+            self.parent(new) as (new_fd, new_name),
         ):
             self.fs.link(old_name, new_name, old_dir_fd=old_fd, new_dir_fd=new_fd)
 
     def symlink(self, target: str, path: str) -> None:
         """Create a symlink, whose name must not exist."""
-        with on_disk(path), self._parent(path) as (fd, name):
+        with on_disk(path), self.parent(path) as (fd, name):
             self.fs.symlink(target, name, dir_fd=fd)
 
     def unlink(self, path: str) -> None:
         """Remove a file's name; one that is gone already is no error."""
         with on_disk(path):
             try:
-                with self._parent(path) as (fd, name):
+                with self.parent(path) as (fd, name):
                     self.fs.unlink(name, dir_fd=fd)
             except FileNotFoundError:
                 return
@@ -316,7 +316,7 @@ class Tree:
         """Remove a directory unless something is in it."""
         with on_disk(path):
             try:
-                with self._parent(path) as (fd, name):
+                with self.parent(path) as (fd, name):
                     self.fs.rmdir(name, dir_fd=fd)
             except FileNotFoundError:
                 return
@@ -341,7 +341,7 @@ class Tree:
 
     def fsync_directory(self, path: str = "") -> None:
         """Make the names in a directory durable."""
-        with on_disk(path or self.path), self._directory(path) as fd:
+        with on_disk(path or self.path), self.directory(path) as fd:
             self.fs.fsync(fd)
 
     def write_document(self, path: str, data: bytes) -> None:
@@ -367,13 +367,15 @@ class Tree:
     # --- walking down ---
 
     @contextlib.contextmanager
-    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+    def parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """The descriptor of the directory that `path` is in, and its name there. Raises OSError."""
         directory, _, name = path.rpartition("/")
-        with self._directory(directory) as fd:
+        with self.directory(directory) as fd:
             yield fd, name
 
     @contextlib.contextmanager
-    def _directory(self, path: str) -> Iterator[int]:
+    def directory(self, path: str) -> Iterator[int]:
+        """The descriptor of a directory, for as long as the block runs. Raises OSError."""
         fd = self._fd
         try:
             for name in path.split("/") if path else ():
