@@ -70,7 +70,7 @@ def standard_input() -> BinaryIO:
         raise StagingError(
             "cannot read the pipe: standard input is closed",
             reference="source-io",
-            hint="pipe the archive in: cat ARCHIVE | staging ...",
+            hint="pipe what is to be read into it: cat FILE | staging ... -",
             side="source",
         )
     return cast("BinaryIO", open(0, "rb", buffering=0, closefd=False))

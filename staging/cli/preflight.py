@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import difflib
 import functools
+import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import click
 
 from staging.cli.options import Common, common_options, cores
-from staging.cli.paths import local_path
+from staging.cli.paths import local_path, standard_input
 from staging.cli.program import print_json
 from staging.cli.report import report, table, told
 from staging.cli.streams import say
@@ -68,9 +69,9 @@ _CLASSES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A values file: where it is, what is in it, and what that means."""
+    """A values file: where it is, if anywhere, what is in it, and what that means."""
 
-    path: Path
+    path: Path | None
     name: str
     text: str
     deployment: Deployment
@@ -127,8 +128,9 @@ def preflight(
 ) -> None:
     """Check VALUES, the values file of the chart inference or inference-stack, against the bucket.
 
-    Looks at every model's prefix, and reads manifests and listings, no weights. Changes nothing, unless
-    --pin or --html is given. Exits with the code of the gravest error.
+    VALUES may be - for what `helm get values RELEASE -o yaml` prints. Looks at every model's prefix, and
+    reads manifests and listings, no weights. Changes nothing, unless --pin or --html is given. Exits with
+    the code of the gravest error.
     """
     if list_rules:
         _print_rules(common)
@@ -140,7 +142,9 @@ def preflight(
     unknown = [name for name in ignore if name not in {rule.id for rule in RULES}]
     if unknown:
         raise click.UsageError(f"there is no rule {unknown[0]!r}; --list-rules shows them")
-    file = _read(local_path(values))
+    if pin and values == "-" and not dry_run:
+        raise click.UsageError("--pin writes to VALUES: give a file, or --dry-run as well")
+    file = _read(values)
     checkpoints = _ask(common, file.deployment)
     facts = Facts(checkpoints, instances()[instance], nodes, trust)
     # A pin that is about to be replaced cannot be wrong.
@@ -164,11 +168,24 @@ def preflight(
         print_json(document)
 
 
-def _read(path: Path) -> _File:
-    name = one_line(str(path))
+def _read(given: str) -> _File:
+    if given == "-":
+        path, name = None, "standard input"
+        with io.BufferedReader(cast("io.RawIOBase", standard_input())) as opened:
+            data = opened.read(MAX_BYTES + 1)
+    else:
+        path = local_path(given)
+        name = one_line(str(path))
+        data = _content(path, name)
+    values = read_values(data, name)
+    text = data.decode("utf-8")
+    return _File(path, name, text, read_deployment(values, lines_of(text), name))
+
+
+def _content(path: Path, name: str) -> bytes:
     try:
         with path.open("rb") as opened:
-            data = opened.read(MAX_BYTES + 1)
+            return opened.read(MAX_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NotFound(
             f"no values file at {name}: {error.strerror}",
@@ -178,9 +195,6 @@ def _read(path: Path) -> _File:
         ) from error
     except OSError as error:
         raise _unusable(name, "read", error) from error
-    values = read_values(data, name)
-    text = data.decode("utf-8")
-    return _File(path, name, text, read_deployment(values, lines_of(text), name))
 
 
 def _ask(common: Common, deployment: Deployment) -> dict[S3Location, Checkpoint]:
@@ -279,7 +293,7 @@ def _pin(
         if model.key in ids
     ]
     changed = pinned != file.text
-    if changed and not dry_run:
+    if changed and file.path is not None and not dry_run:
         _write(file.path, pinned.encode("utf-8"), instead_of=file.text.encode("utf-8"))
     outcome = {"changed": changed, "written": changed and not dry_run, "patches": patches}
     if common.as_json:

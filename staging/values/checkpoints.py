@@ -79,7 +79,7 @@ def id_differs(deployment: Deployment, facts: Facts) -> Iterator[Found]:
     source="docs/decisions/0017-what-fits.md",
 )
 def split_impossible(deployment: Deployment, facts: Facts) -> Iterator[Found]:
-    """A number of GPUs over which vLLM cannot cut the model. Advice: other servers cut differently."""
+    """A number of GPUs over which vLLM cannot cut the model. No error: other servers cut differently."""
     for model, split in _splits(deployment, facts):
         if model.gpus in split["possible"] or model.gpus in split["depends"]:
             continue

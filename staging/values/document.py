@@ -108,13 +108,13 @@ def read_values(data: bytes, name: str) -> Value:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        reason = error.problem or error.context or "not YAML"
-        _refuse(name, None if mark is None else mark.line + 1, reason)
+        place = None if mark is None else mark.line + 1
+        _refuse(name, place, _reason(error), _hint(text, place))
     except yaml.YAMLError as error:  # characters that YAML does not allow
         _refuse(name, None, str(error).splitlines()[0])
     if not isinstance(node, yaml.MappingNode):
         _refuse(name, None, "no mapping of keys at the top")
-    return _Builder(name).build(node, (), 1)
+    return _Builder(name, text).build(node, (), 1)
 
 
 def lines_of(text: str) -> list[str]:
@@ -150,8 +150,9 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Builder:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, text: str) -> None:
         self._name = name
+        self._text = text
         self._built = 0
         self._inside: set[int] = set()
 
@@ -216,7 +217,7 @@ class _Builder:
             yield from self.build(source, path, line).entries.items()
 
     def _refuse(self, line: int, reason: str) -> NoReturn:
-        _refuse(self._name, line, reason)
+        _refuse(self._name, line, reason, _hint(self._text, line))
 
 
 def _scalar(node: yaml.ScalarNode) -> Data:
@@ -234,6 +235,29 @@ def _scalar(node: yaml.ScalarNode) -> Data:
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
+
+
+def _reason(error: yaml.MarkedYAMLError) -> str:
+    """What a parser says, in one piece: some problems are the second half of a sentence."""
+    if error.problem is None:
+        return error.context or "not YAML"
+    if error.context is not None and error.problem.startswith("but "):
+        return f"{error.context}, {error.problem}"
+    return error.problem
+
+
+def _hint(text: str, line: int | None) -> str | None:
+    """What to do about a line that cannot be read; None where nothing is known of it."""
+    lines = lines_of(text)
+    if line is None or line > len(lines):
+        return None
+    wrong = lines[line - 1]
+    # A template's error often shows only where the text goes on below it.
+    if any("{{" in near for near in lines[max(0, line - 2) : line]):
+        return "a chart's template is no values file: give the one that goes to `helm install -f`"
+    if "\t" in wrong[: len(wrong) - len(wrong.lstrip())]:
+        return "indent with spaces: YAML allows no tabs there"
+    return None
 
 
 def _refuse(name: str, line: int | None, reason: str, hint: str | None = None) -> NoReturn:

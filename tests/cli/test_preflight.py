@@ -83,6 +83,16 @@ def test_a_deployment_that_is_ready(programs: Programs, scripted_s3: ScriptedS3)
     assert "deploy/preflight-job.yaml" in rows[-1]
 
 
+def test_the_values_of_a_release_come_through_a_pipe(programs: Programs) -> None:
+    values = programs.directory / "values.yaml"
+    outcome = programs.staging("preflight", "-", stdin=values)
+    assert outcome.stdout.startswith("standard input: chart inference, 3 models\n")
+    shown = programs.staging("preflight", "-", "--pin", "--dry-run", stdin=values)
+    assert shown.stdout.count("# checkpoint id: sha256:") == len(KEYS)
+    refused = programs.staging("preflight", "-", "--pin", stdin=values, expect=2)
+    assert "--pin writes to VALUES" in refused.error
+
+
 def test_no_weights_are_read_and_nothing_is_written(
     programs: Programs, scripted_s3: ScriptedS3
 ) -> None:

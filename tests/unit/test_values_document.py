@@ -141,6 +141,27 @@ def test_what_has_no_one_meaning_is_refused(text: str | bytes, line: int) -> Non
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a:\n\tc: d\n", "indent with spaces"),
+        ("a:\n  b: {{ .Values.b }}\n", "a chart's template"),
+        ("a:\n  {{- if .Values.b }}\n  b: 1\n  {{- end }}\n", "a chart's template"),
+        ("a: 1\nb: [\n", "give the values file"),
+    ],
+)
+def test_the_hint_knows_what_people_mistake_for_a_values_file(text: str, hint: str) -> None:
+    assert hint in (refusal(text).hint or "")
+
+
+def test_a_second_document_is_told_in_a_whole_sentence() -> None:
+    said = refusal("a: 1\n---\nb: 2\n").message
+    assert (
+        said
+        == "v.yaml, line 2: expected a single document in the stream, but found another document"
+    )
+
+
+@pytest.mark.parametrize(
     "text", ["", "# nothing\n", "- a\n", "text", b"a: \x00\n", "a" * (MAX_BYTES + 1)]
 )
 def test_what_is_no_mapping_is_refused(text: str | bytes) -> None:
