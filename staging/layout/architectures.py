@@ -114,6 +114,11 @@ _INSIDE: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 """Models that hold a language model: which one, when its `model_type` is one of these."""
 
 
+def is_known(name: str) -> bool:
+    """True for an architecture that vLLM has code of its own for, as far as it is known here."""
+    return name in ARCHITECTURES or name in _INSIDE
+
+
 def language_model(
     name: str, config: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], str, Architecture]:

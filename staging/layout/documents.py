@@ -4,7 +4,8 @@ Some are read whole, as JSON; of others the first bytes are enough to see that t
 as the pointer that git-LFS leaves behind. All lie in the root or in `tokenizer/`.
 
 Invariants: the cap is compared with a file's size before anything is read or kept, and that of values with
-their number before any is made (I11); a document has one reading: a key that comes twice is refused (I3).
+their number before any is made (I11); a document has one reading: a key that comes twice is refused (I3),
+with equal values too, since servers in Python take the last and typed readers in other languages neither.
 Not guaranteed: that a JSON document means anything. `NaN` and `Infinity` are taken as numbers, as Python
 and with it the model servers do: published configurations have them.
 """

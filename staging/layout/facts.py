@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -19,14 +18,14 @@ from staging.layout.inventory import (
     Inventory,
     directory_of,
     is_safetensors,
-    json_object,
 )
 from staging.layout.parallel import Split, split
-from staging.vocabulary.paths import why_unsafe
+from staging.layout.shards import Index, Numbering, numbered
 
 CONFIG: Final = "config.json"
 VENDOR_CONFIG: Final = "config.yaml"
 MISTRAL_CONFIG: Final = "params.json"
+SINGLE: Final = "model.safetensors"
 INDEXES: Final = (INDEX_NAME, CONSOLIDATED_INDEX_NAME)
 
 _GENERATIVE: Final = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
@@ -34,40 +33,9 @@ _DRAFT: Final = re.compile(
     r"(?i)^eagle3?(model)?$|^eagle\d?[a-z0-9]*(causallm|draft)|causallmeagle3?$"
     r"|medusa|mlpspeculator|speculator|mtpmodel$|dflash|hydra"
 )
-SINGLE: Final = "model.safetensors"
 _VARIANT: Final = re.compile(r"model\.[A-Za-z]\w*(-\d+-of-\d+)?\.safetensors")
 """The same weights in another precision, such as `model.fp32-00001-of-00002.safetensors`."""
 _ADAPTER: Final = re.compile(r"adapter_model.*\.safetensors")
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """An index: for each tensor the file it is in. Files are named from the root."""
-
-    places: Mapping[str, str]
-    by_file: Mapping[str, tuple[str, ...]]
-    total_size: object
-
-    @classmethod
-    def read(cls, document: Mapping[str, Any]) -> Index:
-        """Read the JSON of an index. Raises ValueError with a reason when it is none."""
-        places = document.get("weight_map")
-        if not isinstance(places, dict):
-            raise ValueError("it has no weight_map")
-        if not places:
-            raise ValueError("its weight_map is empty")
-        by_file: dict[str, list[str]] = {}
-        for tensor, path in places.items():
-            if not isinstance(path, str):
-                raise ValueError(f"its weight_map has no file for {tensor[:100]!r}")
-            by_file.setdefault(path, []).append(tensor)
-        for path in by_file:
-            reason = why_unsafe(path)
-            if reason is not None:
-                raise ValueError(f"it names the file {path[:100]!r}, which is unsafe: {reason}")
-        metadata = document.get("metadata")
-        total = metadata.get("total_size") if isinstance(metadata, dict) else None
-        return cls(places, {path: tuple(names) for path, names in by_file.items()}, total)
 
 
 class Facts:
@@ -122,23 +90,29 @@ class Facts:
 
     def document(self, path: str) -> Mapping[str, Any] | None:
         """A JSON object; None where there is none, or it could not be read."""
-        return json_object(self.inventory.documents, path)
+        found = self.inventory.documents.get(path)
+        return found if isinstance(found, Mapping) else None
 
     # Weights.
 
     @cached_property
+    def safetensors(self) -> tuple[str, ...]:
+        """Safetensors files anywhere, in order."""
+        return tuple(filter(is_safetensors, self.paths))
+
+    @cached_property
     def root_safetensors(self) -> tuple[str, ...]:
-        """Safetensors files in the root, in order."""
-        return tuple(p for p in self.paths if is_safetensors(p) and directory_of(p) == "")
+        """Those in the root."""
+        return tuple(path for path in self.safetensors if directory_of(path) == "")
 
     @cached_property
     def consolidated(self) -> tuple[str, ...]:
-        """Weights in Mistral's format, in order."""
+        """Those in Mistral's format."""
         return tuple(p for p in self.root_safetensors if p.startswith("consolidated"))
 
     @cached_property
     def usual(self) -> tuple[str, ...]:
-        """Weights in the root that are in no other format or precision, and no adapter's, in order."""
+        """Those in the root that are in no other format or precision, and no adapter's."""
         return tuple(
             path
             for path in self.root_safetensors
@@ -166,12 +140,18 @@ class Facts:
             if isinstance(found, Index):
                 yield name, found
 
+    def fresh_shards(self) -> Iterator[tuple[str, Index, str]]:
+        """The shards to look at, each with its index: of a fresh index all, else those that are fresh."""
+        for name, index in self.indexes():
+            for path in sorted(index.by_file) if name in self.fresh else self.fresh:
+                if path in index.by_file:
+                    yield name, index, path
+
     @cached_property
     def index_unread(self) -> bool:
-        """True when nobody knows what an index says that is there: then what is loaded is not known."""
-        return any(
-            name in self.files and not isinstance(self.index(name), Index) for name in INDEXES
-        )
+        """True when the index that decides what is loaded is there and could not be read."""
+        name = INDEX_NAME if INDEX_NAME in self.files else CONSOLIDATED_INDEX_NAME
+        return name in self.files and not isinstance(self.index(name), Index)
 
     @cached_property
     def held(self) -> frozenset[str]:
@@ -181,18 +161,25 @@ class Facts:
 
     @cached_property
     def loaded(self) -> tuple[str, ...]:
-        """Weights that a server loads, in order: those its index names, else one format in the root."""
-        found = self.index(INDEX_NAME)
-        if isinstance(found, Index):
-            named = sorted(path for path in found.by_file if path in self.files)
-            if named:
-                return tuple(named)
-        if self.usual:
-            return self.usual
-        found = self.index(CONSOLIDATED_INDEX_NAME)
-        if isinstance(found, Index):
-            return tuple(sorted(path for path in found.by_file if path in self.files))
-        return self.consolidated
+        """Weights that a server loads, in order: those its index names, else one format in the root.
+
+        Of two formats that is the usual one, whichever a server takes: they are one model written twice.
+        Adapters count where there is nothing else.
+        """
+        return (
+            self._named(INDEX_NAME)
+            or self.usual
+            or self._named(CONSOLIDATED_INDEX_NAME)
+            or self.consolidated
+            or self.root_safetensors
+        )
+
+    def _named(self, name: str) -> tuple[str, ...]:
+        """The files that an index names and that are there, in order."""
+        found = self.index(name)
+        if not isinstance(found, Index):
+            return ()
+        return tuple(sorted(path for path in found.by_file if path in self.files))
 
     @cached_property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -206,15 +193,17 @@ class Facts:
 
     @cached_property
     def whole(self) -> bool:
-        """True when all weights that should be there are, and all their headers are known."""
-        if self.index_unread:
+        """True when all weights that belong to the loaded ones are there, and all their headers are known."""
+        loaded = frozenset(self.loaded)
+        if self.index_unread or not loaded:
             return False
         for _, index in self.indexes():
-            if any(path not in self.files for path in index.by_file):
+            if loaded & index.by_file.keys() and not index.by_file.keys() <= self.files.keys():
                 return False
-        if any(numbering.first_missing or numbering.mixed for numbering in self.numberings):
-            return False
-        return bool(self.loaded) and all(self.header(path) is not None for path in self.loaded)
+        for numbering in self.numberings:
+            if loaded & numbering.paths and (numbering.first_missing or numbering.mixed):
+                return False
+        return all(self.header(path) is not None for path in self.loaded)
 
     @cached_property
     def numberings(self) -> tuple[Numbering, ...]:
@@ -222,21 +211,7 @@ class Facts:
         if self.index_unread:
             return ()
         named = {path for _, index in self.indexes() for path in index.by_file}
-        groups: dict[tuple[str, str], dict[int, dict[int, str]]] = {}
-        known = set()
-        for path in self.paths:
-            match = _NUMBERED.fullmatch(path)
-            if match is not None:
-                key = (match["stem"], match["kind"])
-                totals = groups.setdefault(key, {})
-                totals.setdefault(int(match["total"]), {})[int(match["number"])] = path
-                if path in named:
-                    known.add(key)
-        return tuple(
-            Numbering(stem, kind, totals)
-            for (stem, kind), totals in sorted(groups.items())
-            if (stem, kind) not in known
-        )
+        return tuple(found for found in numbered(self.paths) if not found.paths & named)
 
     # The kind of model.
 
@@ -290,49 +265,3 @@ class Facts:
             and CONFIG not in self.files
             and MISTRAL_CONFIG not in self.files
         )
-
-
-_NUMBERED: Final = re.compile(
-    r"(?P<stem>[^/]+)-(?P<number>\d{1,6})-of-(?P<total>\d{1,6})\.(?P<kind>safetensors|gguf)"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Numbering:
-    """Files of one stem that are numbered `-NUMBER-of-TOTAL`: for each total, paths by number."""
-
-    stem: str
-    kind: str
-    totals: Mapping[int, Mapping[int, str]]
-
-    @property
-    def mixed(self) -> bool:
-        """True when the files do not agree on how many there are."""
-        return len(self.totals) > 1
-
-    @property
-    def total(self) -> int:
-        """How many files there should be; the most, when they do not agree."""
-        return max(self.totals)
-
-    @property
-    def there(self) -> int:
-        """How many of them are there."""
-        return len(self.totals[self.total])
-
-    @property
-    def paths(self) -> frozenset[str]:
-        """All files of this stem."""
-        return frozenset(path for numbered in self.totals.values() for path in numbered.values())
-
-    @property
-    def first_missing(self) -> str | None:
-        """The name of the first file that is not there; numbers begin with 1, or with 0."""
-        numbered = self.totals[self.total]
-        start = 0 if 0 in numbered else 1
-        for number in range(start, start + self.total):
-            if number not in numbered:
-                match = _NUMBERED.fullmatch(next(iter(numbered.values())))
-                width, of = (len(match["number"]), match["total"]) if match else (5, self.total)
-                return f"{self.stem}-{number:0{width}d}-of-{of}.{self.kind}"
-        return None

@@ -44,16 +44,6 @@ class Inventory:
     headers: Mapping[str, SafetensorsHeader | str | None] = field(default_factory=dict)
     documents: Mapping[str, Any] = field(default_factory=dict)
 
-    def document(self, path: str) -> Mapping[str, Any] | None:
-        """A JSON object of the checkpoint; None where there is none, or it could not be read."""
-        return json_object(self.documents, path)
-
-
-def json_object(documents: Mapping[str, Any], path: str) -> Mapping[str, Any] | None:
-    """A JSON object among documents; None where there is none, or it could not be read."""
-    found = documents.get(path)
-    return found if isinstance(found, Mapping) else None
-
 
 def is_safetensors(path: str) -> bool:
     """True for what model servers load by the pattern `*.safetensors`."""
@@ -63,6 +53,11 @@ def is_safetensors(path: str) -> bool:
 def is_other_weights(path: str) -> bool:
     """True for weights in another format than safetensors, by their names."""
     return path.endswith(_PICKLED_OR_FOREIGN) and not is_leftover(path)
+
+
+def is_gguf(path: str) -> bool:
+    """True for weights in the format of llama.cpp, by their names."""
+    return path.endswith(".gguf") and not is_leftover(path)
 
 
 def is_config(path: str) -> bool:

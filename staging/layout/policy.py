@@ -55,9 +55,9 @@ class Policy:
         return check(inventory, self.ignore, strict=self.strict, allow=self.allow)
 
     def gradual(self) -> Gradual:
-        """The same, of a checkpoint whose files pass by; warnings stay warnings until all have."""
+        """The same, of a checkpoint whose files pass by."""
         unsure = {early for early, later in _SETTLED_AS.items() if later in self.ignore}
-        return Gradual(self.ignore | unsure, allow=self.allow)
+        return Gradual(self.ignore | unsure, strict=self.strict, allow=self.allow)
 
 
 EVERY_RULE: Final = Policy()

@@ -18,8 +18,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from staging.layout.facts import Facts, Index
+from staging.layout.facts import Facts
 from staging.layout.families import (
+    custom_code,
     hugging_face,
     index,
     names,
@@ -31,6 +32,7 @@ from staging.layout.families import (
 )
 from staging.layout.inventory import Inventory
 from staging.layout.rule import SEVERITIES, Family, Finding, Rule
+from staging.layout.shards import Index
 
 __all__ = ["FAMILIES", "RULES", "Finding", "Gradual", "advise", "check", "near_misses"]
 
@@ -40,6 +42,7 @@ FAMILIES: Final[tuple[Family, ...]] = (
     weights.FAMILY,
     index.FAMILY,
     hugging_face.FAMILY,
+    custom_code.FAMILY,
     quantisation.FAMILY,
     others.MISTRAL,
     others.BUNDLE,
@@ -69,15 +72,12 @@ def check(
     Raises ValueError for a rule in `ignore` that does not exist.
     """
     facts = Facts(inventory, allow=allow, partial=partial)
-    findings = _apply(facts, ignore, advice=False, lasting=partial)
-    if strict:
-        findings = [replace(finding, severity="error") for finding in findings]
-    return findings
+    return _apply(facts, ignore, lasting=partial, strict=strict)
 
 
 def advise(inventory: Inventory, ignore: Collection[str] = _NONE) -> list[Finding]:
     """What to know about a checkpoint that serves: findings that are advice. Raises as `check` does."""
-    return _apply(Facts(inventory), ignore, advice=True, lasting=False)
+    return _apply(Facts(inventory), ignore, advice=True)
 
 
 class Gradual:
@@ -86,9 +86,17 @@ class Gradual:
     Each call looks at a few files alone, so that thousands of them cost no more than once each.
     """
 
-    def __init__(self, ignore: Collection[str] = _NONE, *, allow: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        ignore: Collection[str] = _NONE,
+        *,
+        strict: bool = False,
+        allow: Iterable[str] = (),
+    ) -> None:
+        """`ignore`, `strict` and `allow` are those of `check`. Raises ValueError as it does."""
         _require_known(ignore)
         self._ignore = frozenset(ignore)
+        self._strict = strict
         self._allow = frozenset(allow)
         self._indexes: dict[str, Index | str] = {}
         self._told: set[tuple[str, str | None, str]] = set()
@@ -102,7 +110,7 @@ class Gradual:
             inventory, allow=self._allow, fresh=fresh, partial=True, indexes=self._indexes
         )
         found = []
-        for finding in _apply(facts, self._ignore, advice=False, lasting=True):
+        for finding in _apply(facts, self._ignore, lasting=True, strict=self._strict):
             key = finding.rule, finding.path, finding.message
             if key not in self._told:
                 self._told.add(key)
@@ -115,7 +123,14 @@ def near_misses(name: str) -> list[str]:
     return difflib.get_close_matches(name.lower().replace("_", "-"), RULES, n=3, cutoff=0.5)
 
 
-def _apply(facts: Facts, ignore: Collection[str], *, advice: bool, lasting: bool) -> list[Finding]:
+def _apply(
+    facts: Facts,
+    ignore: Collection[str],
+    *,
+    advice: bool = False,
+    lasting: bool = False,
+    strict: bool = False,
+) -> list[Finding]:
     _require_known(ignore)
     findings = [
         finding
@@ -125,6 +140,8 @@ def _apply(facts: Facts, ignore: Collection[str], *, advice: bool, lasting: bool
         and (rule.lasting or not lasting)
         for finding in rule.findings(facts)
     ]
+    if strict:
+        findings = [replace(finding, severity="error") for finding in findings]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 

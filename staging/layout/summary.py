@@ -5,10 +5,11 @@
      "tensor_parallel": {"possible": [1, 2, 4, 8], "depends": [], "limits": [...],
                          "weight_bytes_per_gpu": {"1": 66890000000, ...}, "notes": []}}
 
-`family` is the first architecture in `config.json`, else null. `parameters` counts elements as they are
-stored: eight packed 4-bit weights are one. `tensor_parallel` is `{"unknown": "why"}` where nothing is known;
-`limits` are those of `staging.layout.parallel`. `unread` weight files had no header that could be read: all
-numbers are without them.
+`family` is the first architecture in `config.json`, else null. `weight_files` counts those that a server
+loads, `unread` those of them whose header could not be read: all other numbers are without these.
+`parameters` counts elements as they are stored: eight packed 4-bit weights are one. `tensor_parallel` is
+`{"unknown": "why"}` where nothing is known; `limits` are those of `staging.layout.parallel`, and
+`weight_bytes_per_gpu` is empty unless all weights are there and read.
 
 Invariants: the same files give the same summary, in the same order; only JSON types.
 Not guaranteed: that a model server agrees; it is advice.
@@ -19,41 +20,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from staging.formats.safetensors import SafetensorsHeader, total
-from staging.layout.inventory import (
-    INDEX_NAME,
-    Inventory,
-    directory_of,
-    is_safetensors,
-    json_object,
-)
-from staging.layout.parallel import Limit, Split, split
+from staging.formats.safetensors import total
+from staging.layout.facts import CONFIG, MISTRAL_CONFIG, VENDOR_CONFIG, Facts
+from staging.layout.inventory import Inventory
+from staging.layout.parallel import Limit, Split
 from staging.layout.policy import Policy
 from staging.layout.rule import Finding
 
-_CONFIG: Final = "config.json"
-_VENDOR_CONFIG: Final = "config.yaml"
-_MISTRAL_CONFIG: Final = "params.json"
-_QUANTISATION: Final = "quantize_config.json"
 _LONGEST_NAME: Final = 200
 
 
 def summarise(inventory: Inventory) -> Mapping[str, Any]:
     """Sum up an inventory for the manifest."""
-    paths = served_weights(inventory)
-    found = (inventory.headers.get(path) for path in paths)
-    headers = [header for header in found if isinstance(header, SafetensorsHeader)]
+    facts = Facts(inventory)
+    headers = [header for path in facts.loaded if (header := facts.header(path)) is not None]
     totals = total(headers)
-    config = json_object(inventory.documents, _CONFIG)
-    if config is None:
-        judged = Split(None, _why_unknown(inventory))
-    else:
-        whole = headers if len(headers) == len(paths) else ()
-        judged = split(config, whole, quantisation=json_object(inventory.documents, _QUANTISATION))
+    judged = facts.split or Split(None, _why_unknown(facts))
     return {
         "family": judged.architecture and judged.architecture[:_LONGEST_NAME],
-        "weight_files": len(paths),
-        "unread": len(paths) - len(headers),
+        "weight_files": len(facts.loaded),
+        "unread": len(facts.loaded) - len(headers),
         "tensors": totals.tensors,
         "parameters": totals.elements,
         "weight_bytes": totals.data_bytes,
@@ -74,25 +60,6 @@ def section(
         **decided,
         **summarise(inventory),
     }
-
-
-def served_weights(inventory: Inventory) -> tuple[str, ...]:
-    """Paths of the safetensors files that a server loads: those the index names, else all in the root.
-
-    Weights in Mistral's format count only where there are no others: the two are one model written twice.
-    """
-    index = json_object(inventory.documents, INDEX_NAME)
-    weight_map = index.get("weight_map") if index is not None else None
-    if isinstance(weight_map, dict):
-        named = {path for path in weight_map.values() if isinstance(path, str)}
-        present = sorted(path for path in named if path in inventory.files)
-        if present:
-            return tuple(present)
-    root = sorted(
-        path for path in inventory.files if is_safetensors(path) and directory_of(path) == ""
-    )
-    usual = [path for path in root if not path.startswith("consolidated")]
-    return tuple(usual or root)
 
 
 def _tensor_parallel(judged: Split) -> dict[str, Any]:
@@ -119,11 +86,11 @@ def _limit(limit: Limit) -> dict[str, Any]:
     }
 
 
-def _why_unknown(inventory: Inventory) -> str:
-    if _CONFIG in inventory.files:
+def _why_unknown(facts: Facts) -> str:
+    if CONFIG in facts.files:
         return "config.json could not be read"
-    if _VENDOR_CONFIG in inventory.files:
+    if VENDOR_CONFIG in facts.files:
         return "what config.yaml means is not published"
-    if _MISTRAL_CONFIG in inventory.files:
+    if MISTRAL_CONFIG in facts.files:
         return "how a model described by params.json is split is not known here"
     return "there is no config.json"

@@ -8,9 +8,10 @@
 
 Invariants: of weights nothing is read but headers, at most two requests each; files that the ready marker
 vouches for are not looked at; nothing on the local disk is created or changed; a finding never hides another.
-What was decided about rules when the checkpoint was published holds here too: one that was published with its
-rules switched off gets warnings instead of findings. What was in order then and seems not to be now is read
-once more, for it may have been damaged on the way. Without `layout_check` no object but the manifest is read.
+What was decided about rules when the checkpoint was published holds here too: whether they were applied or
+switched off, what they say now is a warning (decision 21), but for a header that was whole and is broken now.
+What was in order then and seems not to be now is read once more, for it may have been damaged on the way.
+Without `layout_check` no object but the manifest is read.
 Not guaranteed: that the disk stays free, or that what may be read now may be read later.
 """
 
@@ -51,6 +52,8 @@ from staging.vocabulary.manifest import Manifest, ManifestFile
 _CONCURRENCY: Final = 32
 _SHOWN: Final = 3
 _BROKEN: Final = "safetensors-broken"
+_PASSED: Final = "the rules of the version that published it let it pass, so that it is fetched"
+_UNCHECKED: Final = "it was published with --layout-check off"
 _ABOUT_PERMISSIONS: Final = ("denied", "kms-key")
 
 
@@ -303,7 +306,7 @@ class _Look:
         )
 
     def _judge(self, wanted: Sequence[ManifestFile], pins: Pins) -> None:
-        """Apply the layout rules to the whole checkpoint."""
+        """Apply the layout rules to the whole checkpoint; where they were decided on before, only to warn."""
         checked = self._manifest.layout.get("checked")
         excerpts = self._read(wanted, pins)
         by_rule = self._errors(excerpts)
@@ -313,14 +316,13 @@ class _Look:
             by_rule = self._errors(excerpts)
         self.findings += _grouped(excerpts.wrong)
         for rule, found in by_rule.items():
-            error: StagingError = _would_not_serve(found, self._location)
             if checked is True and rule == _BROKEN:
-                error = _damaged(found, self._location)
-            if checked is False:
-                text = f"{error.message}; it was published with --layout-check off"
+                self.findings.append(_damaged(found, self._location))
+            elif isinstance(checked, bool):
+                text = f"{_told(found, self._location)}; {_PASSED if checked else _UNCHECKED}"
                 self._report(Note(text, warning=True))
             else:
-                self.findings.append(error)
+                self.findings.append(_would_not_serve(found, self._location))
 
     def _errors(self, excerpts: Excerpts) -> dict[str, list[Finding]]:
         """The errors that the rules find, by rule."""
@@ -335,9 +337,8 @@ class _Look:
 
 def _damaged(errors: Sequence[Finding], location: S3Location) -> IntegrityError:
     """For headers that were whole when they were published: these are not the bytes of then."""
-    paths = [finding.path for finding in errors[1:] if finding.path is not None]
     return IntegrityError(
-        f"{location}: {errors[0].message}{_and_others(paths)}; it was whole when it was published",
+        f"{_told(errors, location)}; it was whole when it was published",
         reference="header-damaged",
         hint=f"run again, for it may have happened on the way; `staging verify {location} --level digest`"
         " tells whether the object is damaged: then upload the checkpoint again under a new prefix",
@@ -346,14 +347,18 @@ def _damaged(errors: Sequence[Finding], location: S3Location) -> IntegrityError:
 
 
 def _would_not_serve(errors: Sequence[Finding], location: S3Location) -> LayoutInvalid:
-    paths = [finding.path for finding in errors[1:] if finding.path is not None]
     return LayoutInvalid(
-        f"{location}: {errors[0].message}{_and_others(paths)}",
+        _told(errors, location),
         reference=errors[0].rule,
         hint=f"{errors[0].hint}; then publish the checkpoint under a new prefix, or fetch this one as it is"
         " with --layout-check off",
         side="store",
     )
+
+
+def _told(errors: Sequence[Finding], location: S3Location) -> str:
+    paths = [finding.path for finding in errors[1:] if finding.path is not None]
+    return f"{location}: {errors[0].message}{_and_others(paths)}"
 
 
 def _grouped(errors: Mapping[str, StagingError]) -> list[StagingError]:

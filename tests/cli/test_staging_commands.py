@@ -321,14 +321,13 @@ def test_quiet_prints_results_alone(programs: Programs) -> None:
 
 
 def test_quiet_hides_information_alone(tmp_path: Path) -> None:
-    files = vendor(1)
-    del files["config.yaml"]
+    files = vendor(1) | {".DS_Store": b"of a desktop"}
     (tmp_path / "laguna-xs.tar").write_bytes(tar_of(files))
     with ScriptedS3(buckets=[BUCKET], quirks=[Quirk.IGNORES_CHECKSUMS]) as server:
         server.deny("DeleteObject")
         outcome = Programs(tmp_path, server).staging("upload", "laguna-xs.tar", URI, "-q")
     told = outcome.stderr.splitlines()
-    assert any(line.startswith("warning: ") and "config" in line for line in told)
+    assert any(line.startswith("warning: ") and ".DS_Store" in line for line in told)
     assert "warning: checksums: not proven by this store" in told
     assert any(line.startswith("left behind, safe to delete: ") for line in told)
     assert "published" not in outcome.stderr

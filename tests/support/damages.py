@@ -75,6 +75,14 @@ def pickle_beside(files: Layout) -> None:
     files["pytorch_model.bin"] = Blob.of(ZIP)
 
 
+def gguf_instead(files: Layout) -> None:
+    """A repository of llama.cpp's format, with what its converter was given."""
+    for path in shards(files):
+        del files[path]
+    files.pop(INDEX_NAME, None)
+    gguf_beside(files)
+
+
 def gguf_beside(files: Layout) -> None:
     files["model-q4.gguf"] = Blob.of(b"GGUF\3\0\0\0" + bytes(500))
 

@@ -201,7 +201,7 @@ def nested(files: Files) -> None:
 def other_format(files: Files) -> None:
     """Weights of another format in place of safetensors."""
     del files["model.safetensors"]
-    files["model.gguf"] = b"GGUF\3\0\0\0"
+    files["model.bin"] = b"\0" * 8
 
 
 def empty_weights(files: Files) -> None:

@@ -388,10 +388,10 @@ def test_a_layout_that_would_not_serve(s3: ScriptedS3, store: S3Store) -> None:
 
 
 def test_warnings_of_the_layout_are_kept(s3: ScriptedS3, store: S3Store) -> None:
-    before = copy(s3, {"model.safetensors": FILES["model.safetensors"]})
+    before = copy(s3, FILES | {".DS_Store": b"of a desktop"})
     result = adopt(store, LOCATION, options())
-    assert [finding.rule for finding in result.findings] == ["config-missing"]
-    assert check_adopted(s3, before).layout["warnings"] == ["config-missing"]
+    assert [finding.rule for finding in result.findings] == ["macos-leftover"]
+    assert check_adopted(s3, before).layout["warnings"] == ["macos-leftover"]
 
 
 def test_shards_that_were_not_copied(s3: ScriptedS3, store: S3Store) -> None:

@@ -213,6 +213,7 @@ BY_CONTENT: Final[dict[str, tuple[Change, str, str]]] = {
         SECOND,
         "index-tensor-missing",
     ),
+    "tensor-twice": (twice, SECOND, "tensor-twice"),
     "web-page-config": (adding("config.json", WEB_PAGE), "config.json", "web-page"),
     "lfs-tokenizer": (adding("tokenizer.json", LFS_POINTER), "tokenizer.json", "lfs-pointer"),
     "cut-config": (adding("config.json", b'{"model_type": "lla'), "config.json", "json-broken"),
@@ -467,6 +468,26 @@ def test_strict_refuses_a_warning(s3: SharedS3, tmp_path: Path, piped: bool) -> 
     result = publish(source(), s3)
     assert [finding.rule for finding in result.findings] == ["chat-template-missing"]
     assert result.manifest.layout["warnings"] == ["chat-template-missing"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "convert.sh", "trainer_state.json"])
+def test_strict_refuses_a_certain_warning_before_it_is_sent(s3: SharedS3, name: str) -> None:
+    files = sharded()
+    adding(name)(files)
+    data = tar_of(files | {LAST: b"x" * 5_000})
+    start = starts(files)[name]
+    pipe = Tap(data)
+    error = refused(Pipe(pipe), s3, layout=Policy(strict=True))
+    assert repr(name) in error.message
+    assert pipe.position == start + 512
+    assert not sent(s3).keys() & {name, LAST}
+    pipe = Tap(data)
+    assert (
+        refused(Pipe(pipe), s3, layout=Policy(strict=True), early=False).reference
+        == error.reference
+    )
+    assert pipe.position == len(data)
+    assert publish(Pipe(Tap(data)), s3).manifest.layout["warnings"] == [error.reference]
 
 
 # From every source

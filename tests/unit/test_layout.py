@@ -305,7 +305,7 @@ def test_one_file_more_than_serves(names: list[str], expected: tuple[str, str, s
         (["config.json", "a.gguf"], ("error", "weights-not-safetensors", "a.gguf")),
         (["config.json", "in/a.safetensors"], ("error", "weights-nested", "in/a.safetensors")),
         (["a.safetensors", "in/config.json"], ("error", "config-nested", "in/config.json")),
-        (["a.safetensors"], ("warning", "config-missing", None)),
+        (["a.safetensors"], ("error", "config-missing", None)),
         (["a.SafeTensors", "config.json"], ("error", "weights-missing", None)),
     ],
 )

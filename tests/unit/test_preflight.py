@@ -22,7 +22,7 @@ from staging.published import read_manifest
 from staging.store.s3 import S3Store
 from staging.sync import SyncOptions, destination, inspection, sync
 from staging.sync.preflight import Examination, Preflight, examine, preflight
-from staging.vocabulary.errors import StagingError
+from staging.vocabulary.errors import IntegrityError, StagingError
 from staging.vocabulary.events import Event, Note
 from staging.vocabulary.location import S3Location
 from staging.vocabulary.manifest import Manifest
@@ -212,7 +212,8 @@ def test_without_the_layout_check_no_object_is_read(
     assert found.findings == ()
     assert set(found.etags) == {"a.bin", "b/model.safetensors"}
     assert server.requests.operations() == ["GetObject", "ListObjectsV2"]
-    assert references(look(store, dst)) == ["safetensors-broken", "weights-nested"]
+    found = look(store, dst)
+    assert references(found) == ["safetensors-broken", "weights-nested", "config-missing"]
 
 
 def test_rules_that_the_publisher_switched_off_only_warn(
@@ -224,20 +225,64 @@ def test_rules_that_the_publisher_switched_off_only_warn(
     [note] = [event for event in events if isinstance(event, Note)]
     assert note.warning
     assert "published with --layout-check off" in note.text
-    publish(server, {"adapter.bin": b"weights"}, layout={"checked": True})
-    assert references(look(store, dst)) == ["weights-not-safetensors"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"adapter.bin": b"weights"}, {"config.json": b"{}"}, {"extra/tool.so": b"a program"}],
+    ids=["weights", "configuration", "program"],
+)
+def test_what_passed_when_it_was_published_is_not_refused_by_other_rules(
+    server: ScriptedS3, store: S3Store, dst: Path, more: dict[str, bytes]
+) -> None:
+    """The bytes are those that were judged then: only the rules can have changed since (decision 21)."""
+    files = more if "adapter.bin" in more else {**shards(2), **more}
+    publish(server, files)
+    [refused] = look(store, dst).findings
+    assert refused.code == 17
+    publish(server, files, layout={"checked": True})
+    events: list[Event] = []
+    assert look(store, dst, events=events).findings == ()
+    [note] = [event for event in events if isinstance(event, Note)]
+    assert note.warning
+    assert note.text.startswith(f"{refused.message}; ")
+    assert "let it pass" in note.text
+
+
+def test_a_header_that_is_damaged_and_still_one_is_refused_by_its_digest(
+    server: ScriptedS3, store: S3Store, dst: Path
+) -> None:
+    """To the rules it looks like other weights than the index was written for; they alone cannot tell."""
+    files = shards(3)
+    name = "model-00002-of-00003.safetensors"
+    publish(server, files, layout={"checked": True})
+    server.bucket(BUCKET).put(
+        LOCATION.prefix + name, files[name].replace(b"layers.", b"lavers.", 1)
+    )
+    events: list[Event] = []
+    assert look(store, dst, events=events).findings == ()
+    assert any(isinstance(event, Note) and "let it pass" in event.text for event in events)
+    with pytest.raises(IntegrityError) as caught:
+        sync(store, LOCATION, dst, OPTIONS)
+    assert caught.value.reference == "chunk-digest"
+    assert not (dst / name).exists()
 
 
 def test_what_was_decided_about_rules_when_it_was_published_holds_here_too(
     server: ScriptedS3, store: S3Store, dst: Path
 ) -> None:
     files = {**shards(2), "extra/tool.so": b"a program"}
-    publish(server, files, layout={"checked": True, "ignored": ["no-such-rule", 7]})
-    assert references(look(store, dst)) == ["executable-content"]
-    publish(server, files, layout={"checked": True, "allowed": ["extra/tool.so"]})
-    assert references(look(store, dst)) == []
-    publish(server, files, layout={"checked": True, "ignored": ["executable-content"]})
-    assert references(look(store, dst)) == []
+    for layout, told in (
+        ({"ignored": ["no-such-rule", 7]}, True),
+        ({"allowed": ["extra/tool.so"]}, False),
+        ({"ignored": ["executable-content"]}, False),
+    ):
+        publish(server, files, layout=layout)
+        assert references(look(store, dst)) == (["executable-content"] if told else [])
+        publish(server, files, layout={"checked": True, **layout})
+        events: list[Event] = []
+        assert look(store, dst, events=events).findings == ()
+        assert any(isinstance(event, Note) for event in events) is told
 
 
 @pytest.mark.parametrize("path", ["config.json", "model-00002-of-00003.safetensors"])

@@ -5,6 +5,7 @@ Covers no numbered invariant but for the bound on what is looked at twice (I11).
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -153,11 +154,12 @@ def test_thousands_of_wrong_tensors_are_one_finding() -> None:
 
 @pytest.mark.parametrize("rule", LASTING)
 def test_what_lasts_is_certain_on_a_part_of_the_checkpoint(rule: str) -> None:
-    """The file with the mistake alone, with the index where there is one, is enough."""
+    """The file with the mistake alone, with the index where there is one, is enough, or both such files."""
     whole = broken(rule)
-    [path] = {one.path for one in check(inventory(whole)) if one.rule == rule}
-    assert path is not None
-    part = {name: data for name, data in whole.items() if name in (path, INDEX_NAME)}
+    [found] = [one for one in check(inventory(whole)) if one.rule == rule]
+    assert found.path is not None
+    needed = {INDEX_NAME, found.path, *(found.value if isinstance(found.value, list) else ())}
+    part = {name: data for name, data in whole.items() if name in needed}
     assert rule in {one.rule for one in check(inventory(part), partial=True)}
 
 
@@ -185,6 +187,41 @@ def test_gradual_tells_a_swapped_entry_with_the_first_header_that_proves_it(
         told.append([finding.rule for finding in gradual.judge(inventory(seen), [path])])
     certain = ["index-tensor-elsewhere"]
     assert told == ([[], certain, []] if index_first else [[], [], certain])
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations([INDEX_NAME, FIRST, SECOND])])
+def test_gradual_tells_a_tensor_in_two_shards_as_soon_as_the_index_and_a_header_do(
+    order: tuple[str, ...],
+) -> None:
+    """The index has it in the first shard: the second one alone contradicts that, both say what it is."""
+    files = broken("tensor-twice")
+    gradual = Gradual()
+    seen: dict[str, bytes] = {}
+    told = []
+    for path in order:
+        seen[path] = files[path]
+        told.append([finding.rule for finding in gradual.judge(inventory(seen), [path])])
+    last = max(order.index(INDEX_NAME), order.index(SECOND))
+    rule = "tensor-twice" if order.index(FIRST) < last else "index-tensor-elsewhere"
+    assert told == [[rule] if number == last else [] for number in range(3)]
+
+
+def test_gradual_says_nothing_of_what_an_index_may_still_leave_out() -> None:
+    """Without the index, or in the other format's, nobody knows which of the files are loaded."""
+    files = broken("tensor-twice")
+    shards = {path: files[path] for path in (FIRST, SECOND)}
+    assert Gradual().judge(inventory(shards), shards) == []
+    renamed = shards | {"consolidated.safetensors.index.json": files[INDEX_NAME]}
+    assert Gradual().judge(inventory(renamed), renamed) == []
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "convert.sh", "trainer_state.json", "a.part"])
+def test_gradual_may_be_strict(name: str) -> None:
+    found = inventory({name: b"x"})
+    assert [one.severity for one in Gradual().judge(found, [name])] == ["warning"]
+    strict = Gradual(strict=True).judge(found, [name])
+    assert [one.severity for one in strict] == ["error"]
+    assert strict[0].rule in {one.rule for one in check(found, strict=True)}
 
 
 def test_gradual_tells_nothing_twice() -> None:

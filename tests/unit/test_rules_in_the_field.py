@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 
 from staging.formats.safetensors import SafetensorsHeader, Tensor
+from staging.layout.architectures import ARCHITECTURES
+from staging.layout.facts import Facts
 from staging.layout.inventory import Inventory
 from staging.layout.rules import check
+from staging.layout.summary import summarise
 
 INDEX = "model.safetensors.index.json"
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -45,6 +48,34 @@ def rules(inventory: Inventory) -> set[str]:
 
 SHARD = "model-00001-of-00001.safetensors"
 MAPPED = {"weight_map": {"a": SHARD}}
+
+
+@pytest.mark.parametrize(
+    ("names", "places", "loaded"),
+    [
+        (["one", "stale", "in/two"], ["one", "in/two", "gone"], ["in/two", "one"]),
+        (["one", "stale"], None, ["one", "stale"]),
+        (["one", "stale"], [], ["one", "stale"]),  # an index that says nothing
+        (["one", "stale"], ["gone"], ["one", "stale"]),
+        (["consolidated", "model"], None, ["model"]),
+        (["consolidated"], None, ["consolidated"]),
+        (["adapter_model", "model"], None, ["model"]),
+        (["adapter_model"], None, ["adapter_model"]),
+        (["model", "model.fp32-00001-of-00002"], None, ["model"]),
+        (["._model", "in/model"], None, []),
+    ],
+)
+def test_which_weights_are_loaded(
+    names: list[str], places: list[str] | None, loaded: list[str]
+) -> None:
+    """One notion: what rules look at is what the manifest counts."""
+    weights = {f"{name}.safetensors": header(name) for name in names}
+    index = {name: f"{name}.safetensors" for name in places or []}
+    documents = {} if places is None else {INDEX: {"weight_map": index}}
+    found = layout(weights, documents)
+    expected = [f"{name}.safetensors" for name in loaded]
+    assert list(Facts(found).loaded) == expected
+    assert summarise(found)["weight_files"] == len(expected)
 
 
 @pytest.mark.parametrize("told", [10**400, 10**4000, float("inf"), float("nan"), True, "1", None])
@@ -171,6 +202,94 @@ def test_a_draft_that_calls_itself_what_its_target_is_called() -> None:
         {"config.json": LLAMA},
     )
     assert errors(found) == []
+
+
+CODE = {
+    "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+    "AutoModel": "modeling_deepseek.DeepseekV3Model",
+    "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM",
+}
+
+
+def coded(architecture: str, auto_map: Mapping[str, Any], path: str = "config.json") -> Inventory:
+    """A model whose configuration, or another document, names code that is not there."""
+    config: dict[str, Any] = {"architectures": [architecture], "model_type": "x"}
+    documents = {"config.json": config}
+    documents.setdefault(path, {})["auto_map"] = auto_map
+    return layout({"model.safetensors": header("a")}, documents)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "KimiK25ForConditionalGeneration"])
+def test_code_of_a_model_that_servers_know_may_be_left_out(architecture: str) -> None:
+    """Quantised again: the names of the code were copied, the code was not."""
+    found = check(coded(architecture, CODE))
+    assert [(one.rule, one.severity) for one in found] == [("custom-code-missing", "warning")] * 2
+    assert all("without --trust-remote-code" in one.hint for one in found)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "auto_map", "path"),
+    [
+        ("KimiLinearForCausalLM", CODE, "config.json"),  # nobody here knows it
+        ("DeepseekV3ForCausalLM", {"AutoTokenizer": ["code.T", None]}, "tokenizer_config.json"),
+        ("DeepseekV3ForCausalLM", {"AutoTokenizer": ["code.T", None]}, "config.json"),
+        (
+            "Qwen2_5_VLForConditionalGeneration",
+            {"AutoProcessor": "code.P"},
+            "processor_config.json",
+        ),
+    ],
+)
+def test_code_that_nothing_replaces_is_needed(
+    architecture: str, auto_map: Mapping[str, Any], path: str
+) -> None:
+    found = coded(architecture, auto_map, path)
+    assert set(errors(found)) == {"custom-code-missing"}
+    assert not any("without --trust-remote-code" in one.hint for one in check(found))
+
+
+def test_code_that_a_tokenizer_needs_too_is_needed() -> None:
+    both = {"AutoConfig": "code.C", "AutoModel": "code.M", "AutoTokenizer": ["code.T", None]}
+    [finding] = check(coded("DeepseekV3ForCausalLM", both))
+    assert (finding.severity, finding.field) == ("error", "auto_map.AutoTokenizer")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["q4.gguf"], ["q4-00001-of-00002.gguf", "q4-00002-of-00002.gguf"], ["a.gguf", "b.gguf"]],
+)
+def test_gguf_alone_is_called_by_its_name(names: list[str]) -> None:
+    """It has its configuration inside, and a server takes one file of it, by its path."""
+    [finding] = check(Inventory(dict.fromkeys(names, 100)))
+    assert (finding.rule, finding.severity, finding.path) == (
+        "weights-not-safetensors",
+        "error",
+        names[0],
+    )
+    assert "GGUF" in finding.message
+    assert "the path of a single file" in finding.hint
+    assert check(Inventory(dict.fromkeys(names, 100)), {finding.rule}) == []
+
+
+def test_gguf_beside_pickles_is_not_what_the_checkpoint_is() -> None:
+    [finding] = check(Inventory(dict.fromkeys(("a.gguf", "model.bin", "config.json"), 100)))
+    assert finding.rule == "weights-not-safetensors"
+    assert "GGUF" not in finding.message + finding.hint
+
+
+def test_the_index_of_a_format_that_is_not_loaded_hides_nothing() -> None:
+    """An index of Mistral's format, unread or of nothing there, and half of a GGUF: the weights are known."""
+    config = {**LLAMA, "num_hidden_layers": 2}
+    weights = {SHARD: header("a", "model.layers.0.w"), "other.safetensors": header("a")}
+    index = {"weight_map": {"a": SHARD, "model.layers.0.w": SHARD}}
+    documents = {"config.json": config, INDEX: index}
+    others = ("consolidated.safetensors.index.json", "q4-00001-of-00002.gguf")
+    assert "layers-missing" in rules(layout(weights, documents))
+    assert "layers-missing" in rules(layout(weights, documents, *others))
+    documents[others[0]] = {
+        "weight_map": {"layers.0.wq": "consolidated-00001-of-00001.safetensors"}
+    }
+    assert "layers-missing" in rules(layout(weights, documents))
 
 
 def test_a_folder_of_pickles_may_be_wanted() -> None:

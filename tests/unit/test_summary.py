@@ -14,7 +14,7 @@ import pytest
 
 from staging.formats.safetensors import SafetensorsHeader, read_header
 from staging.layout.inventory import INDEX_NAME, Inventory
-from staging.layout.summary import served_weights, summarise
+from staging.layout.summary import summarise
 from staging.vocabulary.read_at import BytesAt
 from tests.support.tensors import SMALL, safetensors_file
 
@@ -131,29 +131,26 @@ def test_weights_that_could_not_be_read_are_told() -> None:
     assert section["tensor_parallel"]["possible"] == [1, 2, 4]
 
 
-def test_which_weights_are_served() -> None:
-    index = {
-        "weight_map": {
-            "a": "shard-1.safetensors",
-            "b": "deep/shard-2.safetensors",
-            "c": "gone.safetensors",
-        }
-    }
-    names = ["shard-1.safetensors", "deep/shard-2.safetensors", "stale.safetensors"]
-    assert served_weights(inventory(*names, documents={INDEX_NAME: index})) == (
-        "deep/shard-2.safetensors",
-        "shard-1.safetensors",
+def test_half_of_a_model_is_summed_up_and_not_divided() -> None:
+    """Names of files that are not there, in the index or by number: what one GPU holds is not known."""
+    config = {"config.json": CONFIG}
+    index = {"weight_map": {"a": "shard-1.safetensors", "b": "shard-2.safetensors"}}
+    for section in (
+        summarise(inventory("model-00001-of-00002.safetensors", documents=config)),
+        summarise(inventory("shard-1.safetensors", documents={**config, INDEX_NAME: index})),
+    ):
+        assert (section["weight_files"], section["unread"], section["weight_bytes"]) == (1, 0, 64)
+        assert section["tensor_parallel"]["weight_bytes_per_gpu"] == {}
+
+
+def test_half_of_another_format_beside_whole_weights_changes_nothing() -> None:
+    files = ("model.safetensors", "config.json")
+    whole = summarise(inventory(*files, documents={"config.json": CONFIG}))
+    beside = summarise(
+        inventory(*files, "q4-00001-of-00002.gguf", documents={"config.json": CONFIG})
     )
-    assert served_weights(inventory(*names)) == ("shard-1.safetensors", "stale.safetensors")
-    assert served_weights(inventory(*names, documents={INDEX_NAME: {"weight_map": 1}})) == (
-        "shard-1.safetensors",
-        "stale.safetensors",
-    )
-    assert served_weights(inventory("consolidated.safetensors", "model.safetensors")) == (
-        "model.safetensors",
-    )
-    assert served_weights(inventory("consolidated.safetensors")) == ("consolidated.safetensors",)
-    assert served_weights(inventory("._model.safetensors")) == ()
+    assert beside == whole
+    assert whole["tensor_parallel"]["weight_bytes_per_gpu"]
 
 
 def test_quantisation_beside_the_configuration() -> None:

@@ -61,17 +61,20 @@ PEEK = 512
 """Bytes that a look at the start of a file asks for; no file here has a longer header."""
 A = S3Location("memory", "models/a/")
 FILES = {
+    "config.yaml": b"",
     "notes.txt": random_bytes(900, 2),
     "model.safetensors": weights(70_001, 1),
     "tokenizer/words.txt": random_bytes(3_000, 4),
     "empty": b"",
 }
 CHANGED = {
+    "config.yaml": b"",
     "notes.txt": random_bytes(900, 5),
     "model.safetensors": FILES["model.safetensors"],
     "tokenizer": random_bytes(1_500, 6),
 }
 LARGE = {
+    "config.yaml": b"",
     "notes.txt": FILES["notes.txt"],
     "a.safetensors": weights(2 * CHUNK_SIZE + 7777, 3),
     "b.safetensors": weights(CHUNK_SIZE + 5555, 4),
@@ -263,7 +266,7 @@ def test_only_other_versions_are_fetched_again(dst: Path, bucket: Bucket) -> Non
     result = run(bucket, dst)
     check_complete(dst, CHANGED)
     assert ranged(bucket) == {"notes.txt": 900, "tokenizer": 1_500}
-    assert (result.fetched_files, result.kept_files, result.removed_files) == (2, 1, 2)
+    assert (result.fetched_files, result.kept_files, result.removed_files) == (2, 2, 2)
 
 
 def test_an_equal_object_in_another_version_is_fetched_again(dst: Path, bucket: Bucket) -> None:
@@ -518,7 +521,7 @@ def test_an_examination_knows_what_is_on_record(dst: Path, bucket: Bucket) -> No
     bucket.fill(CHANGED)
     found = examine_unverified(bucket, A, dst, OPTIONS, fs=QuickFs())
     assert found.preflight.findings == ()
-    assert (found.fetched_files, found.kept_files, found.removed_files) == (2, 1, 2)
+    assert (found.fetched_files, found.kept_files, found.removed_files) == (2, 2, 2)
 
 
 @pytest.mark.parametrize("change", ["gone", "longer"])
@@ -594,7 +597,7 @@ def test_without_checksums_nothing_is_proven_and_that_is_said(dst: Path) -> None
     record = Record.of(check_complete(dst))
     assert record is not None
     assert {proof for _, proof in record.files.values()} == {"nothing"}
-    assert any(isinstance(event, Note) and "prove 0 of 4" in event.text for event in events)
+    assert any(isinstance(event, Note) and "prove 0 of 5" in event.text for event in events)
 
 
 def test_the_library_of_crc64nvme_need_not_be_installed() -> None:
@@ -634,6 +637,7 @@ def test_an_etag_that_is_the_md5_is_a_proof(
     assert proofs == {
         "a.safetensors": "nothing",
         "b.safetensors": "nothing",
+        "config.yaml": "md5",
         "notes.txt": "md5",
     }
     assert all(not file.checksums for file in manifest.files)

@@ -7,38 +7,31 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from staging.layout.facts import CONFIG, MISTRAL_CONFIG, Facts
+from staging.layout.families.weights import FOLDER
 from staging.layout.inventory import directory_of, is_config, is_leftover
 from staging.layout.rule import Evidence, Family
 
 FAMILY: Final = Family("hugging-face")
 
-_FOLDER: Final = "give --strip-components so that the files of this folder land at the root"
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-_WITH_CODE: Final = (
-    CONFIG,
-    _TOKENIZER_CONFIG,
-    "preprocessor_config.json",
-    "processor_config.json",
-)
 _TOKENIZER: Final = re.compile(
     r"tokenizer\.(?!py$).+|tekken\.json|vocab\.txt|.*\.tiktoken|.*\.model|.*sentencepiece.*|.*spiece.*"
     r"|tokenization_.*\.py|.*bpe.*"
 )
 _CHAT_TEMPLATES: Final = ("chat_template.jinja", "chat_template.json")
-_LONGEST: Final = 500  # characters of a class with its module
 _MOST_LAYERS: Final = 10_000
 _FLOATS: Final = ("BF16", "F16", "F32")
 
 
 @FAMILY.rule(
     "config-missing",
-    "warning",
-    reason="a server does not know what the weights are without a configuration",
-    fix="check that the archive is whole",
+    "error",
+    reason="a server that is not told what the weights are does not start",
+    fix="check that the archive is whole, or get config.json from where the checkpoint came from",
     source="https://github.com/vllm-project/vllm/issues/13724",
 )
 def _config_missing(facts: Facts) -> Iterator[Evidence]:
-    if "adapter_config.json" not in facts.files and not _configs(facts):
+    if facts.safetensors and "adapter_config.json" not in facts.files and not _configs(facts):
         yield Evidence(None, "there is no config.json, config.yaml or params.json")
 
 
@@ -46,7 +39,7 @@ def _config_missing(facts: Facts) -> Iterator[Evidence]:
     "config-nested",
     "error",
     reason="servers look for the configuration in the root, where the weights are",
-    fix=_FOLDER,
+    fix=FOLDER,
     source="the vendor's deployment guide: confirm that the files sit at the root, not under a subfolder",
 )
 def _config_nested(facts: Facts) -> Iterator[Evidence]:
@@ -87,20 +80,19 @@ def _config_of_another_model(facts: Facts) -> Iterator[Evidence]:
         return
     text = config.get("text_config")
     if isinstance(text, Mapping):
-        names, prefix = ("model.language_model.embed_tokens.weight",), "text_config."
+        name, prefix = "model.language_model.embed_tokens.weight", "text_config."
     else:
-        text, names, prefix = config, ("model.embed_tokens.weight",), ""
-    for name in names:
-        tensor = facts.tensors.get(name)
-        if tensor is None or tensor.dtype not in _FLOATS or len(tensor.shape) != 2:
-            continue
-        for field, actual in zip(("vocab_size", "hidden_size"), tensor.shape, strict=True):
-            told = text.get(field)
-            # Some have rows more than words, for images (transformers#33819).
-            spare = field == "vocab_size" and isinstance(told, int) and actual > told
-            if isinstance(told, int) and told != actual and not spare:
-                message = f"{prefix}{field} of {CONFIG!r} is {told}, {name!r} has {actual}"
-                yield Evidence(CONFIG, message, prefix + field, told)
+        text, name, prefix = config, "model.embed_tokens.weight", ""
+    tensor = facts.tensors.get(name)
+    if tensor is None or tensor.dtype not in _FLOATS or len(tensor.shape) != 2:
+        return
+    for field, actual in zip(("vocab_size", "hidden_size"), tensor.shape, strict=True):
+        told = text.get(field)
+        # Some have rows more than words, for images (transformers#33819).
+        spare = field == "vocab_size" and isinstance(told, int) and actual > told
+        if isinstance(told, int) and told != actual and not spare:
+            message = f"{prefix}{field} of {CONFIG!r} is {told}, {name!r} has {actual}"
+            yield Evidence(CONFIG, message, prefix + field, told)
 
 
 @FAMILY.rule(
@@ -209,55 +201,6 @@ def _generation_config_missing(facts: Facts) -> Iterator[Evidence]:
 
 
 @FAMILY.rule(
-    "custom-code",
-    "advice",
-    reason="code that comes with a model runs on the server when it is started with --trust-remote-code",
-    fix="read the code; the server may need --trust-remote-code in its arguments",
-    source="https://github.com/InternLM/lmdeploy/pull/434",
-)
-def _custom_code(facts: Facts) -> Iterator[Evidence]:
-    for path, field, target in _code(facts):
-        if path == CONFIG:
-            yield Evidence(path, f"{field} of {path!r} names code: {target[:100]}", field, target)
-            return
-
-
-@FAMILY.rule(
-    "custom-code-missing",
-    "error",
-    reason="a model with code of its own does not start without that code",
-    fix="add the Python files to the checkpoint; tools that copy *.json and *.safetensors leave them out",
-    source="https://github.com/vllm-project/vllm/issues/11929",
-)
-def _custom_code_missing(facts: Facts) -> Iterator[Evidence]:
-    told = set()
-    for path, field, target in _code(facts):
-        module = target.rpartition(".")[0]
-        name = module.replace(".", "/") + ".py"
-        if module and "--" not in target and name not in facts.files and name not in told:
-            told.add(name)
-            message = f"{name[:200]!r} is not there, and {field} of {path!r} needs it"
-            yield Evidence(path, message, field, target)
-
-
-@FAMILY.rule(
-    "custom-code-elsewhere",
-    "warning",
-    reason="code in another repository is fetched when the server starts, which fails without the Internet",
-    fix="copy the code into the checkpoint and name it without the repository",
-    source="https://github.com/huggingface/transformers/issues/34855",
-)
-def _custom_code_elsewhere(facts: Facts) -> Iterator[Evidence]:
-    told = set()
-    for path, field, target in _code(facts):
-        repository, dashes, _ = target.partition("--")
-        if dashes and repository not in told:
-            told.add(repository)
-            message = f"{field} of {path!r} names code in another repository: {repository[:100]}"
-            yield Evidence(path, message, field, target)
-
-
-@FAMILY.rule(
     "processor-missing",
     "warning",
     reason="a model of images or sound does not start without the settings of its processor",
@@ -288,15 +231,3 @@ def _tokenizers(facts: Facts) -> bool:
 
 def _pieces(facts: Facts) -> list[str]:
     return [name for name in ("vocab.json", "merges.txt") if name in facts.files]
-
-
-def _code(facts: Facts) -> Iterator[tuple[str, str, str]]:
-    """The classes that `auto_map`s name: document, field, `module.Class` or `repository--module.Class`."""
-    for path in _WITH_CODE:
-        found = (facts.document(path) or {}).get("auto_map")
-        if not isinstance(found, Mapping) or (path == CONFIG and facts.draft):
-            continue
-        for key, value in found.items():
-            for target in value if isinstance(value, list) else [value]:
-                if isinstance(target, str):
-                    yield path, f"auto_map.{str(key)[:60]}", target[:_LONGEST]

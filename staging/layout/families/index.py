@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
-from staging.layout.facts import INDEXES, MISTRAL_CONFIG, Facts, Index
+from staging.layout.facts import INDEXES, MISTRAL_CONFIG, Facts
 from staging.layout.families.weights import several
 from staging.layout.inventory import INDEX_NAME
 from staging.layout.rule import Evidence, Family, Severity
+from staging.layout.shards import Index
 
 FAMILY: Final = Family("index")
 
@@ -65,7 +66,7 @@ def _is_of_the_other_format(facts: Facts, name: str) -> bool:
     lasting=True,
 )
 def _index_tensor_elsewhere(facts: Facts) -> Iterator[Evidence]:
-    for name, index, path in _fresh_shards(facts):
+    for name, index, path in facts.fresh_shards():
         header = facts.header(path)
         if header is None:
             continue
@@ -95,7 +96,7 @@ def _index_tensor_elsewhere(facts: Facts) -> Iterator[Evidence]:
     lasting=True,
 )
 def _index_tensor_missing(facts: Facts) -> Iterator[Evidence]:
-    for name, index, path in _fresh_shards(facts):
+    for name, index, path in facts.fresh_shards():
         header = facts.header(path)
         if header is None:
             continue
@@ -167,11 +168,3 @@ def _sizes(facts: Facts, index: Index) -> tuple[int, ...]:
                 seen.add(tensor)
                 named += size
     return named, everything, files
-
-
-def _fresh_shards(facts: Facts) -> Iterator[tuple[str, Index, str]]:
-    """The shards to look at, each with the index that names it: all of a fresh index, else those fresh."""
-    for name, index in facts.indexes():
-        for path in sorted(index.by_file) if name in facts.fresh else facts.fresh:
-            if path in index.by_file:
-                yield name, index, path

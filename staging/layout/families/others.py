@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from staging.layout.facts import CONFIG, MISTRAL_CONFIG, VENDOR_CONFIG, Facts
+from staging.layout.facts import CONFIG, MISTRAL_CONFIG, SINGLE, VENDOR_CONFIG, Facts
 from staging.layout.inventory import INDEX_NAME
 from staging.layout.rule import Evidence, Family
 
@@ -80,9 +80,11 @@ def _bundle_tokenizer_missing(facts: Facts) -> Iterator[Evidence]:
 def _bundle_weights(facts: Facts) -> Iterator[Evidence]:
     if not facts.bundle or INDEX_NAME in facts.files or not facts.root_safetensors:
         return
-    if "model.safetensors" not in facts.files:
+    if SINGLE not in facts.files:
         first = facts.root_safetensors[0]
-        message = f"there is a {VENDOR_CONFIG}, and the weights are not model.safetensors but {first[:200]!r}"
+        message = (
+            f"there is a {VENDOR_CONFIG}, and the weights are not {SINGLE} but {first[:200]!r}"
+        )
         yield Evidence(first, message)
 
 

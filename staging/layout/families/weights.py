@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from staging.layout.facts import SINGLE, Facts, Index, Numbering
+from staging.layout.facts import SINGLE, Facts
 from staging.layout.families.names import is_pickle
 from staging.layout.families.training import is_training_file
 from staging.layout.inventory import (
     INDEX_NAME,
     directory_of,
+    is_gguf,
     is_leftover,
     is_other_weights,
-    is_safetensors,
 )
 from staging.layout.rule import Evidence, Family, Severity
+from staging.layout.shards import Index, Numbering
 
 FAMILY: Final = Family("weights")
 
-_FOLDER: Final = "give --strip-components so that the files of this folder land at the root"
+FOLDER: Final = "give --strip-components so that the files of this folder land at the root"
+"""What to do about files that lie too deep."""
+
+_GGUF: Final = (
+    "ask for the checkpoint as safetensors; a server may load GGUF when it is given the path of a single file"
+    " (gguf-split --merge makes one of parts) and a tokenizer: for that, leave this rule out with --ignore"
+)
 
 
 @FAMILY.rule(
@@ -46,7 +53,7 @@ def _safetensors_broken(facts: Facts) -> Iterator[Evidence]:
     source="https://github.com/vllm-project/vllm/issues/7953",
 )
 def _weights_missing(facts: Facts) -> Iterator[Evidence]:
-    if not any(is_safetensors(path) for path in facts.paths) and not _others(facts):
+    if not facts.safetensors and not _others(facts):
         yield Evidence(None, "there are no weights: no *.safetensors file")
 
 
@@ -54,14 +61,14 @@ def _weights_missing(facts: Facts) -> Iterator[Evidence]:
     "weights-nested",
     "error",
     reason="servers look for weights in the root of a checkpoint, not in its folders",
-    fix=_FOLDER,
+    fix=FOLDER,
     source="the vendor's deployment guide: confirm that the files sit at the root, not under a subfolder",
 )
 def _weights_nested(facts: Facts) -> Iterator[Evidence]:
-    found = [path for path in facts.paths if is_safetensors(path)]
-    if found and not _in_the_root(facts):
-        folder = directory_of(found[0])
-        yield Evidence(found[0], f"the weights are in the folder {folder[:200]!r}, not at the root")
+    if facts.safetensors and not _in_the_root(facts):
+        first = facts.safetensors[0]
+        folder = directory_of(first)
+        yield Evidence(first, f"the weights are in the folder {folder[:200]!r}, not at the root")
 
 
 @FAMILY.rule(
@@ -69,13 +76,20 @@ def _weights_nested(facts: Facts) -> Iterator[Evidence]:
     "error",
     reason="pickles run code when they are loaded, and the downloaders in use fetch *.safetensors only",
     fix="ask for the checkpoint as safetensors, or convert it",
-    source="https://github.com/vllm-project/vllm/pull/12366",
+    source="https://github.com/vllm-project/vllm/pull/12366,"
+    " https://docs.vllm.ai/en/latest/features/quantization/gguf/",
 )
 def _weights_not_safetensors(facts: Facts) -> Iterator[Evidence]:
-    others = _others(facts)
-    if others and not any(is_safetensors(path) for path in facts.paths):
-        message = f"{others[0][:200]!r} is not safetensors, and there are no other weights"
-        yield Evidence(others[0], message)
+    found = _others(facts)
+    if not found or facts.safetensors:
+        return
+    if all(map(is_gguf, found)):
+        what = "GGUF, the format of llama.cpp"
+        hint: str | None = _GGUF
+    else:
+        what, hint = "not safetensors", None
+    message = f"{found[0][:200]!r} is {what}, and there are no other weights"
+    yield Evidence(found[0], message, hint=hint)
 
 
 @FAMILY.rule(
@@ -217,12 +231,30 @@ def _shards_without_index(facts: Facts) -> Iterator[Evidence]:
     reason="of two tensors of one name the one that is loaded last wins, and nobody says which that is",
     fix="pack the checkpoint with one set of weights; one of these files belongs to another version",
     source="https://github.com/vllm-project/vllm/issues/40765: both sets of weights were loaded",
+    lasting=True,
 )
 def _tensor_twice(facts: Facts) -> Iterator[Evidence]:
-    yield from _twice(facts)
+    yield from _twice_as_indexed(facts) if facts.partial else _twice(facts)
+
+
+def _twice_as_indexed(facts: Facts) -> Iterator[Evidence]:
+    """What is certain while files are coming: the index names both files, so that both are loaded."""
+    for index_name, index, path in facts.fresh_shards():
+        header = facts.header(path)
+        if index_name != INDEX_NAME or header is None:
+            continue
+        shared: dict[str, list[str]] = {}
+        for name in header.tensors:
+            place = index.places.get(name, path)
+            other = facts.header(place)
+            if place != path and other is not None and name in other.tensors:
+                shared.setdefault(place, []).append(name)
+        for place, names in shared.items():
+            yield _shared(names, place, path)
 
 
 def _twice(facts: Facts) -> Iterator[Evidence]:
+    """All tensors of one name in several files that are loaded."""
     if facts.index_unread:
         return
     first: dict[str, str] = {}
@@ -236,8 +268,13 @@ def _twice(facts: Facts) -> Iterator[Evidence]:
             if other != path:
                 shared.setdefault(other, []).append(name)
         for other, names in shared.items():
-            message = f"{several(names)} in {other[:100]!r} and in {path[:100]!r}"
-            yield Evidence(path, message, names[0][:200], [other, path])
+            yield _shared(names, other, path)
+
+
+def _shared(names: list[str], one: str, another: str) -> Evidence:
+    first, second = sorted((one, another))
+    message = f"{several(names)} in {first[:100]!r} and in {second[:100]!r}"
+    return Evidence(second, message, names[0][:200], [first, second])
 
 
 def several(names: list[str] | tuple[str, ...]) -> str:
@@ -258,9 +295,7 @@ def _numberings(facts: Facts) -> Iterator[Numbering]:
 
 
 def _in_the_root(facts: Facts) -> bool:
-    return bool(facts.root_safetensors) or (
-        INDEX_NAME in facts.files and any(is_safetensors(path) for path in facts.paths)
-    )
+    return bool(facts.root_safetensors or (INDEX_NAME in facts.files and facts.safetensors))
 
 
 def _others(facts: Facts) -> list[str]:
