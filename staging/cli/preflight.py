@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import io
@@ -128,9 +129,9 @@ def preflight(
 ) -> None:
     """Check VALUES, the values file of the chart inference or inference-stack, against the bucket.
 
-    VALUES may be - for what `helm get values RELEASE -o yaml` prints. Looks at every model's prefix, and
-    reads manifests and listings, no weights. Changes nothing, unless --pin or --html is given. Exits with
-    the code of the gravest error.
+    VALUES may be - for what `helm get values RELEASE --all -o yaml` prints. Looks at every model's prefix,
+    and reads manifests and listings, no weights. Changes nothing, unless --pin or --html is given. Exits
+    with the code of the gravest error.
     """
     if list_rules:
         _print_rules(common)
@@ -171,8 +172,11 @@ def preflight(
 def _read(given: str) -> _File:
     if given == "-":
         path, name = None, "standard input"
-        with io.BufferedReader(cast("io.RawIOBase", standard_input())) as opened:
-            data = opened.read(MAX_BYTES + 1)
+        try:
+            with io.BufferedReader(cast("io.RawIOBase", standard_input())) as opened:
+                data = opened.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise _unusable(name, "read", error) from error
     else:
         path = local_path(given)
         name = one_line(str(path))
@@ -337,7 +341,8 @@ def _write(path: Path, data: bytes, *, instead_of: bytes | None = None) -> None:
                 os.fsync(opened.fileno())
             os.replace(temporary, target)
         except BaseException:
-            os.unlink(temporary)
+            with contextlib.suppress(FileNotFoundError):  # a signal may come right after it was moved
+                os.unlink(temporary)
             raise
     except OSError as error:
         raise _unusable(name, "written", error) from error

@@ -225,7 +225,7 @@ def _models(models: list[Mapping[str, Any]]) -> Iterator[str]:
             _number(model["gpus"]),
             _number(model["replicas"]),
             _sizes(model["tensor_parallel"]),
-            _size(model["total_size"]),
+            _size(model["total_size"]).replace(" ", "\N{NO-BREAK SPACE}"),
         )
         yield f'<tr id="model-{number}">'
         yield f'<th scope="row">{_text(model["key"])}</th>'

@@ -252,11 +252,11 @@ def _hint(text: str, line: int | None) -> str | None:
     if line is None or line > len(lines):
         return None
     wrong = lines[line - 1]
+    if "\t" in wrong[: len(wrong) - len(wrong.lstrip())]:
+        return "indent with spaces: YAML allows no tabs there"
     # A template's error often shows only where the text goes on below it.
     if any("{{" in near for near in lines[max(0, line - 2) : line]):
         return "a chart's template is no values file: give the one that goes to `helm install -f`"
-    if "\t" in wrong[: len(wrong) - len(wrong.lstrip())]:
-        return "indent with spaces: YAML allows no tabs there"
     return None
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from staging.cli.preflight import _write
 from staging.vocabulary.errors import Conflict
-from tests.cli.programs import Programs
+from tests.cli.programs import STAGING, Programs
 from tests.support.checkpoints import tar_of, vendor
 from tests.support.s3server import Bucket, Fault, ScriptedS3, Status
 
@@ -91,6 +91,8 @@ def test_the_values_of_a_release_come_through_a_pipe(programs: Programs) -> None
     assert shown.stdout.count("# checkpoint id: sha256:") == len(KEYS)
     refused = programs.staging("preflight", "-", "--pin", stdin=values, expect=2)
     assert "--pin writes to VALUES" in refused.error
+    command = ["sh", "-c", 'exec "$@" 0>write-only', "sh", *STAGING, "preflight", "-"]
+    assert programs.run(command, expect=1).reference == "values-file"
 
 
 def test_no_weights_are_read_and_nothing_is_written(

@@ -144,6 +144,7 @@ def test_what_has_no_one_meaning_is_refused(text: str | bytes, line: int) -> Non
     ("text", "hint"),
     [
         ("a:\n\tc: d\n", "indent with spaces"),
+        ("a:\n  b: '{{ x }}'\n\tc: d\n", "indent with spaces"),
         ("a:\n  b: {{ .Values.b }}\n", "a chart's template"),
         ("a:\n  {{- if .Values.b }}\n  b: 1\n  {{- end }}\n", "a chart's template"),
         ("a: 1\nb: [\n", "give the values file"),

@@ -113,7 +113,7 @@ def test_what_is_told_is_there() -> None:
         "did you mean another?",
         "rule checkpoint-unavailable, prefix-empty",
         f"sha256:{'5' * 64}",
-        "225.0 GB",
+        "225.0\N{NO-BREAK SPACE}GB",
         "1, 2, 4, 8",
         "6 GPUs in 3 pods: 1 node of p5e.48xlarge (8 H200) when packed well, 2 GPUs left",
         "deploy/preflight-job.yaml",
