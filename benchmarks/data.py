@@ -63,7 +63,7 @@ CASES: Final = (
     Case("one", 1, 4 * GIB),
     Case("shards", 64, 64 * MIB),
     Case("small", 2000, 64 * KIB),
-    Case("network", 1, 1280 * MIB, rate=312_500_000),
+    Case("network", 1, 4 * GIB, rate=312_500_000),
 )
 
 

@@ -114,7 +114,7 @@ def test_cases_scale_in_bytes_and_keep_their_shape() -> None:
     assert (one.count, one.size) == (1, 1024 * MIB)
     assert (shards.count, shards.size) == (64, 16 * MIB)
     assert (small.count, small.size) == (500, 64 * 1024)
-    assert (network.title, network.rate) == ("1 x 320 MiB over 2.5 Gb/s", CASES[-1].rate)
+    assert (network.title, network.rate) == ("1 x 1 GiB over 2.5 Gb/s", CASES[-1].rate)
 
 
 class Running:
