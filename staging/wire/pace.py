@@ -72,7 +72,10 @@ class Pace:
         self.clock = clock
         self._wait = wait
         self._uniform = uniform
-        self._changed = threading.Condition()
+        lock = threading.RLock()  # a signal may call the work off while this thread has it
+        self._changed = threading.Condition(lock)
+        # Of its own, so that a place that is free wakes one of those who wait for it, and nobody else.
+        self._room = threading.Condition(lock)
         self._stopped = False
         self._ceiling = ceiling
         self._limit = float(min(start or ceiling, ceiling))
@@ -110,9 +113,9 @@ class Pace:
                 self._check()
                 now = self.clock()
                 if now < self._hold_until:
-                    self._wait(self._changed, self._hold_until - now)
+                    self._wait(self._room, self._hold_until - now)
                 elif self._in_flight >= int(self._limit):
-                    self._wait(self._changed, None)
+                    self._wait(self._room, None)
                 else:
                     break
             self._in_flight += 1
@@ -173,6 +176,7 @@ class Pace:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+            self._room.notify_all()
 
     def resume(self) -> None:
         """Let requests go again, such as those that clean up after work that was called off.
@@ -191,7 +195,7 @@ class Pace:
     def _left(self) -> None:
         with self._changed:
             self._in_flight -= 1
-            self._changed.notify_all()
+            self._room.notify()
 
     def _answered(self, entered: float) -> None:
         with self._changed:
@@ -200,7 +204,7 @@ class Pace:
                 self._in_a_row = 0
                 if self._limit < self._ceiling:
                     self._limit = min(self._limit + 1 / self._limit, self._ceiling)
-                    self._changed.notify_all()
+                    self._room.notify()
 
     def _refused(self, entered: float, retry_after: float) -> None:
         with self._changed:
