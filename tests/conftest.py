@@ -16,6 +16,11 @@ from tests.support.servers import Endpoint
 _AMBIENT = ("AWS_", "STAGING_", "MODEL_", "RCLONE_", "MOTO_")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
 def no_ambient_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory

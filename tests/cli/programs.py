@@ -6,10 +6,15 @@
 
 Nothing of this machine's environment reaches a program but `PATH`. Every outcome is checked for what no
 run may ever show: a traceback.
+
+Programs that `run` runs to their end are forks of one process that has imported them, unless something before
+them or in their environment asks for a start; those that `started` runs are started.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import re
@@ -23,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from tests.support import prefork
+from tests.support.prefork import Entry, Prefork
 from tests.support.servers import Server
 from tests.support.stores import credentials
 
@@ -34,6 +41,11 @@ _SCRIPTS: Final = Path(sysconfig.get_path("scripts"))
 STAGING: Final = (str(_SCRIPTS / "staging"),)
 DOWNLOADER: Final = (sys.executable, "-m", "downloader")
 INSTALLED_DOWNLOADER: Final = (str(_SCRIPTS / "model-downloader"),)
+_ENTRIES: Final = {
+    STAGING: Entry.STAGING,
+    DOWNLOADER: Entry.DOWNLOADER,
+    INSTALLED_DOWNLOADER: Entry.DOWNLOADER,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,24 +137,28 @@ class Programs:
         environment: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Run a command to its end. Fails unless its exit code is `expect`."""
-        opened = stdin.open("rb") if isinstance(stdin, Path) else stdin
-        try:
-            process = subprocess.run(
-                list(map(str, command)),
-                cwd=self.directory,
-                env={**self.environment, **(environment or {})},
-                capture_output=True,
-                timeout=TIMEOUT,
-                check=False,
-                **(
-                    {"input": opened or b""}
-                    if isinstance(opened, bytes | None)
-                    else {"stdin": opened}
-                ),
-            )
-        finally:
-            if isinstance(stdin, Path) and opened is not None and not isinstance(opened, bytes):
-                opened.close()
+        words, surroundings = list(map(str, command)), {**self.environment, **(environment or {})}
+        with contextlib.ExitStack() as stack:
+            given = stack.enter_context(stdin.open("rb")) if isinstance(stdin, Path) else stdin
+            forked = _forked(words) if prefork.serves(surroundings) else None
+            if forked is not None:
+                process = _prefork().run(
+                    *forked, self.directory, surroundings, given or b"", TIMEOUT
+                )
+            else:
+                process = subprocess.run(
+                    words,
+                    cwd=self.directory,
+                    env=surroundings,
+                    capture_output=True,
+                    timeout=TIMEOUT,
+                    check=False,
+                    **(
+                        {"input": given or b""}
+                        if isinstance(given, bytes | None)
+                        else {"stdin": given}
+                    ),
+                )
         return _checked(command, process.returncode, process.stdout, process.stderr, expect)
 
     @contextmanager
@@ -162,6 +178,19 @@ class Programs:
                 yield Running(command, process)
             finally:
                 process.kill()
+
+
+@functools.cache
+def _prefork() -> Prefork:
+    return Prefork()
+
+
+def _forked(command: Sequence[str]) -> tuple[Entry, Sequence[str]] | None:
+    """Which program a command line starts, and its words from the name on; None for other commands."""
+    for start, entry in _ENTRIES.items():
+        if tuple(command[: len(start)]) == start:
+            return entry, command[len(start) - 1 :]
+    return None
 
 
 class Running:

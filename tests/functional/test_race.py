@@ -137,13 +137,13 @@ def test_one_is_stopped_at_every_request_while_the_other_runs(race: Race, before
         first = race.first.start()
         if not _arrives(hold.arrived, first):
             race.check({"first": first})
-            continue
+            break  # it sends no more than that
         stopped += 1
         second = race.second.start()
         second.exception(TIMEOUT)
         hold.release()
         race.check({"first": first, "second": second})
-    assert stopped > 15
+    assert 15 < stopped < REQUESTS - 1
 
 
 @pytest.mark.slow
@@ -161,11 +161,14 @@ def test_both_are_stopped_and_released_in_turn(race: Race, before: bool) -> None
             first = race.first.start()
             _arrives(held.arrived, first)
             second = race.second.start()
-            crossings += _arrives(other_held.arrived, second)
+            crossed = _arrives(other_held.arrived, second)
             held.release()
             first.exception(TIMEOUT)
             other_held.release()
             race.check({"first": first, "second": second})
+            if not crossed:
+                break  # the second ended before, and would before any later request
+            crossings += 1
     assert crossings > 10
 
 
@@ -177,13 +180,16 @@ def test_the_same_content_twice_is_no_conflict(race: Race) -> None:
         race.clear()
         hold = race.s3.hold(None, access_key="first", before=True, occurrence=occurrence)
         first = race.first.start()
-        _arrives(hold.arrived, first)
+        arrived = _arrives(hold.arrived, first)
         second = twin.start()
         assert second.exception(TIMEOUT) is None
         hold.release()
         assert first.exception(TIMEOUT) is None
         assert first.result().manifest.id == second.result().manifest.id
         race.check_published(first.result().manifest.id)
+        if not arrived:
+            break  # it sends no more than that
+    assert 15 < occurrence < REQUESTS - 1
 
 
 def _arrives(arrived: threading.Event, future: Future[UploadResult]) -> bool:

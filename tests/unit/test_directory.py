@@ -466,7 +466,7 @@ def test_a_link_as_the_directory_is_refused(root: Path, tmp_path: Path) -> None:
 
 
 def test_how_deep_a_directory_goes_is_no_error(tree: Tree, root: Path) -> None:
-    depth = 400  # more than may be called here
+    depth = 120  # more than may be called here
     tree.make_directory("top")
     with ExitStack() as opened:
         fd = os.open(root / "top", os.O_RDONLY)

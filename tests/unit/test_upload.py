@@ -431,6 +431,8 @@ def test_a_lost_request_or_answer_at_any_point_is_settled(
         s3.script(Fault(None, action, occurrence=position))
         publish(tar, store, concurrency=1)
         check_published(s3, FILES)
+        if s3.unfired_faults:
+            break  # past the last request
 
 
 @pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
@@ -455,10 +457,13 @@ def test_a_failure_at_any_request_leaves_nothing_undocumented_and_a_re_run_publi
             if any(not key.startswith(RECORDS) for key in bucket):
                 # Objects may only remain once completing began, and then under the claim.
                 assert CLAIM in bucket
+        past_the_last = bool(s3.unfired_faults)
         # Also after a success: only cleaning up may fail without failing the upload.
         s3.clear_script()
         publish(source, store, concurrency=1)
         check_published(s3, FILES)
+        if past_the_last:
+            break
     assert failures > 20
 
 
@@ -512,14 +517,17 @@ def test_a_re_run_after_a_kill_at_any_call_publishes(
     kills = 0
     for calls in REQUESTS:
         clear(s3)
+        killed = True
         with contextlib.suppress(Killed):
             publish(tar, Mortal(store, calls, after=after), concurrency=1)
-            kills -= 1
-        kills += 1
+            killed = False
         if LOCATION.manifest_key in s3.bucket(BUCKET):
             check_published(s3, FILES, only=False)
         publish(tar, store)
         check_published(s3, FILES)
+        if not killed:
+            break  # past the last call
+        kills += 1
     assert kills > 20
 
 
