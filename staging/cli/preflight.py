@@ -341,7 +341,9 @@ def _write(path: Path, data: bytes, *, instead_of: bytes | None = None) -> None:
                 os.fsync(opened.fileno())
             os.replace(temporary, target)
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):  # a signal may come right after it was moved
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # a signal may come right after it was moved
                 os.unlink(temporary)
             raise
     except OSError as error:
