@@ -129,16 +129,20 @@ class Fs:
         """
         _sync_file_range(fd, offset, length, _WAIT_BEFORE | _WRITE | _WAIT_AFTER)
 
-    def allocate(self, fd: int, size: int) -> None:
-        """Make a file `size` bytes long and reserve its blocks where the filesystem can."""
+    def resize(self, fd: int, size: int) -> None:
+        """Make a file `size` bytes long: what is new is a hole."""
+        os.ftruncate(fd, size)
+
+    def allocate(self, fd: int, offset: int, length: int) -> bool:
+        """Reserve the blocks of a range; False where the filesystem cannot."""
         # Not posix_fallocate: where the filesystem cannot, glibc writes a byte into every block instead.
-        while _LIBC.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size)) != 0:
+        while _LIBC.fallocate(fd, 0, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
             number = ctypes.get_errno()
             if number in _UNSUPPORTED:
-                os.ftruncate(fd, size)
-                return
+                return False
             if number != errno.EINTR:
                 raise OSError(number, os.strerror(number))
+        return True
 
     def add_mode(self, fd: int, bits: int) -> None:
         """Grant permissions without taking any away: a volume's setgid bit has to survive."""

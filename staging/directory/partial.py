@@ -1,7 +1,8 @@
 """Files in the making: preallocated, written at fixed offsets, the journal of a download (I6).
 
-Only verified chunks are written, so a partial file holds right bytes, holes and what a crash left;
-hashing tells them apart.
+A file has its length at once; its blocks are reserved piece by piece, since nobody can write to it
+meanwhile, and four gigabytes on a filesystem in memory take a second. Only verified chunks are written, so
+a partial file holds right bytes, holes and what a crash left; hashing tells them apart.
 
 Invariants: `finish` returns only when the bytes are durable; after a failed fsync or close, or a write-back
 that failed, the file is unlinked and never used again (I15); an inode that has another name, or is no regular
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -22,6 +24,11 @@ from staging.transfer.scheduler import Cancelled
 from staging.vocabulary.errors import StagingError
 
 _MOST_OPEN: Final = 64  # directories that are held open
+PIECE: Final = 256 * 1024 * 1024
+"""Bytes to reserve at once: less than a tenth of a second, even where every page has to be found."""
+
+_TURN: Final = 0.001
+"""Seconds between two pieces, for those who wait with bytes to write: a lock alone is not fair."""
 
 
 class PartialFile:
@@ -36,13 +43,14 @@ class PartialFile:
         expected: Stamp | None = None,
         descriptor: int | None = None,
     ) -> None:
-        """Open the file at `path` below `tree`, or create it, with `size` bytes reserved.
+        """Open the file at `path` below `tree`, or create it, `size` bytes long.
 
         With `expected`, bytes in it are counted on: raises Conflict unless it is there with that stamp.
         A `descriptor` is the file's own, and is taken over.
         """
         self._tree = tree
         self._path = path
+        self._size = size
         # One lock for writes and close: the kernel serialises writes to one inode anyway, and a thread
         # that was left behind must find the file closed, not the descriptor's next owner.
         self._lock = threading.Lock()
@@ -50,6 +58,21 @@ class PartialFile:
         self._fd: int | None = (
             _open(tree, path, size, expected) if descriptor is None else descriptor
         )
+
+    def reserve(self) -> None:
+        """Reserve the blocks of the whole file, where the filesystem can; others may write meanwhile.
+
+        Raises NoSpace, and Cancelled when the file was closed meanwhile.
+        """
+        for offset in range(0, self._size, PIECE):
+            if offset:
+                time.sleep(_TURN)
+            with self._lock, on_disk(self._path):
+                if self._fd is None:
+                    raise self._failure or Cancelled
+                length = min(PIECE, self._size - offset)
+                if not self._tree.fs.allocate(self._fd, offset, length):
+                    return
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view` at `offset`. Raises Cancelled when the file was closed meanwhile."""
@@ -134,21 +157,21 @@ class PartialDirectory:
         self._closed = False
 
     def open(
-        self, name: str, size: int, *, expected: Stamp | None = None, reserve: bool = True
+        self, name: str, size: int, *, expected: Stamp | None = None, resize: bool = True
     ) -> PartialFile:
         """Open or create the file `name`, as `PartialFile` does. Raises Cancelled once it is closed.
 
-        Without `reserve` a file that is not there yet is created empty: one write will fill it, and
-        reserving its blocks before would only be another call.
+        Without `resize` a file that is not there yet is created empty: one write will fill it, and
+        giving it its length before would only be another call.
         """
         path = f"{self._path}/{name}"
         descriptor = None if expected is not None else self._create(path)
-        if descriptor is not None and reserve:
-            with contextlib.ExitStack() as unless_reserved:
-                unless_reserved.callback(self._tree.fs.close, descriptor)
+        if descriptor is not None and resize:
+            with contextlib.ExitStack() as unless_resized:
+                unless_resized.callback(self._tree.fs.close, descriptor)
                 with on_disk(path):
-                    self._tree.fs.allocate(descriptor, size)
-                unless_reserved.pop_all()
+                    self._tree.fs.resize(descriptor, size)
+                unless_resized.pop_all()
         return PartialFile(self._tree, path, size, expected=expected, descriptor=descriptor)
 
     def close(self) -> None:
@@ -232,7 +255,7 @@ def _open(tree: Tree, path: str, size: int, expected: Stamp | None) -> int:
         unless_returned.callback(tree.fs.close, fd)
         if (0 if entry is None else entry.stamp.size) < size:
             with on_disk(path):
-                tree.fs.allocate(fd, size)
+                tree.fs.resize(fd, size)
         unless_returned.pop_all()
     return fd
 

@@ -271,7 +271,9 @@ class _File:
 
     def write(self, offset: int, view: memoryview) -> None:
         """Write verified bytes."""
-        file = self._opened()
+        file, is_first = self._opened()
+        if self._in_parts and is_first:
+            file.reserve()
         file.write(offset, view)
         if self._in_parts:  # else it is made durable right away
             self._page_cache.written(file, offset, len(view))
@@ -284,7 +286,8 @@ class _File:
 
     def finish(self) -> None:
         """Make the file durable."""
-        self.stamp = self._opened().finish(drop=self._page_cache.policy == "drop")
+        file, _ = self._opened()
+        self.stamp = file.finish(drop=self._page_cache.policy == "drop")
 
     def close(self) -> None:
         """Close the file as far as it came."""
@@ -292,13 +295,15 @@ class _File:
             if self._partial is not None:
                 self._partial.close()
 
-    def _opened(self) -> PartialFile:
+    def _opened(self) -> tuple[PartialFile, bool]:
+        """The open file, and whether this call opened it."""
         with self._lock:
-            if self._partial is None:
-                self._partial = self._directory.open(
-                    self.entry.path,
-                    self.entry.size,
-                    expected=self._expected,
-                    reserve=self._in_parts,
-                )
-            return self._partial
+            if self._partial is not None:
+                return self._partial, False
+            self._partial = self._directory.open(
+                self.entry.path,
+                self.entry.size,
+                expected=self._expected,
+                resize=self._in_parts,
+            )
+            return self._partial, True

@@ -1,7 +1,8 @@
 """Whether a disk can hold what is still missing: by what files occupy, no byte is read.
 
-A partial file has its blocks from the start, so what an interrupted run left counts as there, whatever it
-holds. A file that is replaced keeps its blocks until the new one is in place: for a while both are there.
+The blocks of a partial file are reserved before most of them are written, so those that an interrupted run
+left count as there, whatever they hold. A file that is replaced keeps its blocks until the new one is in
+place: for a while both are there.
 
 Not guaranteed: that what is free stays free, or that quotas and a volume's `sizeLimit`, of which the
 filesystem says nothing, allow as much.

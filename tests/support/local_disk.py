@@ -131,12 +131,15 @@ class FaultyFs(QuickFs):
 
         return self._change("write", lambda: write(view), lambda: write(view[: len(view) // 2]))
 
-    def allocate(self, fd: int, size: int) -> None:
-        def allocate() -> None:
-            Fs.allocate(self, fd, size)
-            self.trace.append(Op("allocate", self._node(fd), offset=size))
+    def resize(self, fd: int, size: int) -> None:
+        def resize() -> None:
+            Fs.resize(self, fd, size)
+            self.trace.append(Op("resize", self._node(fd), offset=size))
 
-        self._change("allocate", allocate)
+        self._change("resize", resize)
+
+    def allocate(self, fd: int, offset: int, length: int) -> bool:
+        return self._change("allocate", lambda: Fs.allocate(self, fd, offset, length))
 
     def add_mode(self, fd: int, bits: int) -> None:
         self._change("chmod", lambda: Fs.add_mode(self, fd, bits))

@@ -7,8 +7,9 @@ import errno
 import inspect
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from staging.directory.failure import local_failure
 from staging.directory.fs import Fs
 from staging.directory.local import LocalDirectory
 from staging.directory.marker import Marker
-from staging.directory.partial import PartialFile
+from staging.directory.partial import PIECE, PartialFile
 from staging.directory.tree import Tree
 from staging.transfer.scheduler import Cancelled
 from staging.vocabulary.errors import (
@@ -348,15 +349,70 @@ def test_preallocation_falls_back_to_the_length_alone(
 ) -> None:
     """The C library's own fallback would write into every block of a large file."""
     monkeypatch.setattr(fs_module, "_LIBC", _Libc(errno.EOPNOTSUPP))
-    PartialFile(tree, "file", 1 << 20).close()
+    partial = PartialFile(tree, "file", 1 << 20)
+    partial.reserve()
+    partial.close()
     assert (root / "file").stat().st_size == 1 << 20
     assert (root / "file").stat().st_blocks == 0
 
 
 def test_preallocation_reports_a_full_disk(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fs_module, "_LIBC", _Libc(errno.ENOSPC))
+    partial = PartialFile(tree, "file", 12345)
     with pytest.raises(NoSpace):
-        PartialFile(tree, "file", 12345)
+        partial.reserve()
+    partial.close()
+
+
+class _Pieces(Fs):
+    """Tells what is reserved, and reserves nothing; `then` is called after each piece."""
+
+    def __init__(self, then: Callable[[int, int], bool]) -> None:
+        self.reserved: list[tuple[int, int]] = []
+        self._then = then
+
+    def allocate(self, fd: int, offset: int, length: int) -> bool:
+        self.reserved.append((offset, length))
+        return self._then(offset, length)
+
+
+@pytest.mark.parametrize("size", [1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 12345])
+def test_all_of_a_file_is_reserved_in_pieces(root: Path, size: int) -> None:
+    fs = _Pieces(lambda offset, length: True)
+    with (
+        closing(Tree.open(root, fs=fs)) as tree,
+        closing(PartialFile(tree, "file", size)) as partial,
+    ):
+        partial.reserve()
+    ends = [offset + length for offset, length in fs.reserved]
+    assert [0, *ends[:-1]] == [offset for offset, _ in fs.reserved]
+    assert ends[-1] == size
+    assert all(0 < length <= PIECE for _, length in fs.reserved)
+    assert (root / "file").stat().st_size == size
+
+
+def test_between_the_pieces_others_write_and_a_closed_file_gets_no_more(root: Path) -> None:
+    def then_write_and_close() -> None:
+        partial.write(2 * PIECE, memoryview(b"late"))
+        partial.close()
+
+    other = threading.Thread(target=then_write_and_close)
+
+    def meanwhile(offset: int, length: int) -> bool:
+        if offset == 0:
+            other.start()
+        return True
+
+    fs = _Pieces(meanwhile)
+    with closing(Tree.open(root, fs=fs)) as tree:
+        partial = PartialFile(tree, "file", 10_000 * PIECE)
+        with pytest.raises(Cancelled):
+            partial.reserve()
+        other.join()
+    assert len(fs.reserved) < 10_000
+    with (root / "file").open("rb") as file:
+        file.seek(2 * PIECE)
+        assert file.read(4) == b"late"
 
 
 @pytest.mark.parametrize("change", ["gone", "other", "touched"])

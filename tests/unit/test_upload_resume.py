@@ -466,7 +466,7 @@ def test_small_files_of_a_pipe_beyond_the_memory_for_them_go_as_parts(
     s3: ScriptedS3, store: S3Store
 ) -> None:
     files = {f"{number}.bin": weights(3 * MIB, number) for number in range(12)}
-    files["model.safetensors"] = weights(1000)
+    files |= {"config.json": b'{"model_type": "tiny"}', "model.safetensors": weights(1000)}
     publish(tar_bytes(files), store, memory=(96 + 64) * MIB)  # 16 MiB may be held
     assert 5 < len(s3.requests.of("CreateMultipartUpload")) < 12
     check_published(s3, files)
