@@ -24,8 +24,8 @@ from staging.transfer.scheduler import Cancelled
 from staging.vocabulary.errors import StagingError
 
 _MOST_OPEN: Final = 64  # directories that are held open
-PIECE: Final = 256 * 1024 * 1024
-"""Bytes to reserve at once: less than a tenth of a second, even where every page has to be found."""
+PIECE: Final = 32 * 1024 * 1024
+"""Bytes to reserve at once: milliseconds, even where a page has to be found for each."""
 
 _TURN: Final = 0.001
 """Seconds between two pieces, for those who wait with bytes to write: a lock alone is not fair."""
