@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import botocore.session
 from botocore import exceptions as boto
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest, AWSResponse
 from botocore.config import Config
@@ -36,17 +35,11 @@ from staging.vocabulary.errors import UsageError
 from staging.wire.engine import Engine, send, transport_for
 from staging.wire.failure import clean, failed, refused
 from staging.wire.pace import Pace, Slot
+from staging.wire.session import new_session, user_agent
 from staging.wire.transport import CONNECT_TIMEOUT, READ_TIMEOUT, BodyReader
 from staging.wire.wire import Body, BodyBroken, BodyStalled, WireError
 
 _MAX_ATTEMPTS: Final = 5
-_FOR_CREDENTIALS: Final = Config(
-    connect_timeout=5,
-    read_timeout=10,
-    retries={"mode": "standard", "total_max_attempts": 3},
-)
-"""For the clients that botocore makes itself, of STS: a blocked way there is told in seconds."""
-
 _MOST_LOOKS: Final = 12
 """Times botocore may ask for a bucket's region for one request: it asks again when redirected itself."""
 
@@ -102,8 +95,7 @@ class BotoWire:
             else styles[connection.path_style],
         }
         try:
-            core = botocore.session.Session(profile=connection.profile)
-            core.set_default_client_config(_FOR_CREDENTIALS)
+            core = new_session(connection.profile)
             verify = connection.ca_bundle or core.get_config_variable("ca_bundle")
             region = connection.region or core.get_config_variable("region")
             self._client: Any = core.create_client(
@@ -120,6 +112,7 @@ class BotoWire:
                     read_timeout=READ_TIMEOUT,
                     max_pool_connections=connection.connections,
                     tcp_keepalive=True,
+                    user_agent=user_agent(core),
                     user_agent_extra=connection.user_agent,
                 ),
             )
