@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import click
 
@@ -22,6 +21,7 @@ from staging.cli.report import report, table, told
 from staging.cli.streams import say
 from staging.layout.gpus import instances
 from staging.published import read_manifest
+from staging.source.stream import read_some
 from staging.transfer.memory import default_budget
 from staging.transfer.scheduler import Scheduler
 from staging.values.deployment import Deployment, read_deployment
@@ -173,8 +173,7 @@ def _read(given: str) -> _File:
     if given == "-":
         path, name = None, "standard input"
         try:
-            with io.BufferedReader(cast("io.RawIOBase", standard_input())) as opened:
-                data = opened.read(MAX_BYTES + 1)
+            data = _piped()
         except OSError as error:
             raise _unusable(name, "read", error) from error
     else:
@@ -184,6 +183,16 @@ def _read(given: str) -> _File:
     values = read_values(data, name)
     text = data.decode("utf-8")
     return _File(path, name, text, read_deployment(values, lines_of(text), name))
+
+
+def _piped() -> bytes:
+    """What comes through the pipe to its end, or as much as shows that it is too long."""
+    data = bytearray(MAX_BYTES + 1)
+    done = 0
+    with standard_input() as opened, memoryview(data) as view:
+        while done < len(data) and (count := read_some(opened, view[done:])):
+            done += count
+    return bytes(data[:done])
 
 
 def _content(path: Path, name: str) -> bytes:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Final
 
 from staging.directory.entry import Kind, Stamp
 from staging.directory.failure import changed_locally, local_failure, on_disk, symlink
 from staging.directory.tree import FILE_MODE, Member, Tree, write_all
-from staging.transfer.scheduler import Cancelled
+from staging.transfer.scheduler import Cancellation, Cancelled
 from staging.vocabulary.errors import StagingError
 
 _MOST_OPEN: Final = 64  # directories that are held open
@@ -59,14 +58,14 @@ class PartialFile:
             _open(tree, path, size, expected) if descriptor is None else descriptor
         )
 
-    def reserve(self) -> None:
+    def reserve(self, cancelled: Cancellation) -> None:
         """Reserve the blocks of the whole file, where the filesystem can; others may write meanwhile.
 
-        Raises NoSpace, and Cancelled when the file was closed meanwhile.
+        Raises NoSpace, and Cancelled when the work was called off or the file closed meanwhile.
         """
         for offset in range(0, self._size, PIECE):
             if offset:
-                time.sleep(_TURN)
+                cancelled.sleep(_TURN)
             with self._lock, on_disk(self._path):
                 if self._fd is None:
                     raise self._failure or Cancelled

@@ -164,14 +164,13 @@ class Facts:
         """Weights that a server loads, in order: those its index names, else one format in the root.
 
         Of two formats that is the usual one, whichever a server takes: they are one model written twice.
-        Adapters count where there is nothing else.
+        Adapters are no model's weights.
         """
         return (
             self._named(INDEX_NAME)
             or self.usual
             or self._named(CONSOLIDATED_INDEX_NAME)
             or self.consolidated
-            or self.root_safetensors
         )
 
     def _named(self, name: str) -> tuple[str, ...]:

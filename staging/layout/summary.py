@@ -33,13 +33,14 @@ _LONGEST_NAME: Final = 200
 def summarise(inventory: Inventory) -> Mapping[str, Any]:
     """Sum up an inventory for the manifest."""
     facts = Facts(inventory)
-    headers = [header for path in facts.loaded if (header := facts.header(path)) is not None]
+    weights = facts.loaded or facts.root_safetensors  # of adapters, where there is nothing else
+    headers = [header for path in weights if (header := facts.header(path)) is not None]
     totals = total(headers)
     judged = facts.split or Split(None, _why_unknown(facts))
     return {
         "family": judged.architecture and judged.architecture[:_LONGEST_NAME],
-        "weight_files": len(facts.loaded),
-        "unread": len(facts.loaded) - len(headers),
+        "weight_files": len(weights),
+        "unread": len(weights) - len(headers),
         "tensors": totals.tensors,
         "parameters": totals.elements,
         "weight_bytes": totals.data_bytes,

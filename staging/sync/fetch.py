@@ -30,7 +30,7 @@ from staging.sync.pins import MAX_REPEATS, damaged, first_of, missing, pin
 from staging.sync.plan import Fetch
 from staging.transfer.budget import Budget
 from staging.transfer.ranges import read_range
-from staging.transfer.scheduler import Cancelled, Scheduler
+from staging.transfer.scheduler import Cancellation, Cancelled, Scheduler
 from staging.transfer.sizing import Sizing
 from staging.vocabulary.digest import CHUNK_SIZE, ChunkDigests, chunk_span
 from staging.vocabulary.errors import NotFound
@@ -182,7 +182,7 @@ class Fetching:
                     with view[start - offset : start - offset + size] as chunk:
                         self._verify(file, index, chunk, digest, etag, scheduler)
                 scheduler.cancelled.check()
-                file.write(offset, view)
+                file.write(offset, view, scheduler.cancelled)
         finally:
             self._budget.release(buffer)
         self._report(Moved(length))
@@ -269,11 +269,11 @@ class _File:
         self._lock = threading.Lock()
         self._partial: PartialFile | None = None
 
-    def write(self, offset: int, view: memoryview) -> None:
+    def write(self, offset: int, view: memoryview, cancelled: Cancellation) -> None:
         """Write verified bytes."""
         file, is_first = self._opened()
         if self._in_parts and is_first:
-            file.reserve()
+            file.reserve(cancelled)
         file.write(offset, view)
         if self._in_parts:  # else it is made durable right away
             self._page_cache.written(file, offset, len(view))

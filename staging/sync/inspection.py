@@ -142,9 +142,8 @@ def _partials(
             raise symlink(name)
         if entry.kind is not Kind.FILE or entry.links != 1 or entry.stamp.size > file.size:
             continue  # nothing to go on from; it is made anew
-        if (
-            entry.stamp.size < file.size
-        ):  # cut short while it was reserved: it holds blocks, no bytes
+        # A file has its length before anything is written to it, unless one write is to fill it.
+        if entry.stamp.size < file.size:
             short[file.path] = PartialState(frozenset(), entry.allocated)
             continue
         found.append((file, entry, Hashing(name, file.size, manifest.hash, is_partial=True)))

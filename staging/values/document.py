@@ -35,6 +35,7 @@ _KINDS: Final = frozenset(
 )
 _INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _FLOAT: Final = re.compile(r"[-+]?[0-9]+\.[0-9]*([eE][-+]?[0-9]+)?")
+_TEMPLATE: Final = re.compile(r"\s*(- +)*([^\s:#'\"{\[][^:#'\"{\[]*:\s+)?\{\{")  # not in quotes
 _LINE_END: Final = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 Data = str | int | float | bool | None
@@ -255,7 +256,7 @@ def _hint(text: str, line: int | None) -> str | None:
     if "\t" in wrong[: len(wrong) - len(wrong.lstrip())]:
         return "indent with spaces: YAML allows no tabs there"
     # A template's error often shows only where the text goes on below it.
-    if any("{{" in near for near in lines[max(0, line - 2) : line]):
+    if any(_TEMPLATE.match(near) for near in lines[max(0, line - 2) : line]):
         return "a chart's template is no values file: give the one that goes to `helm install -f`"
     return None
 

@@ -3,8 +3,8 @@
 Measured for a GET of 64 KiB: a third of the CPU went into composing the same `User-Agent` twice for each
 request, and into reading `Last-Modified` with dateutil, which takes dates in any notation.
 
-Invariants: what cannot be read here is left to botocore, and so is the `User-Agent` of an application that
-has given itself an id (`AWS_SDK_UA_APP_ID`).
+Invariants: what cannot be read here is left to botocore, and so is a `User-Agent` with an application's own
+id (`AWS_SDK_UA_APP_ID`), or with characters that no header has (from `AWS_EXECUTION_ENV`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def new_session(profile: str | None) -> botocore.session.Session:
 
 def user_agent(session: botocore.session.Session) -> str | None:
     """What a client of this session says of itself, once for all requests; None leaves it to botocore."""
-    return None if session.get_config_variable("user_agent_appid") else session.user_agent()
+    text = session.user_agent()
+    plain = text.isascii() and text.isprintable()
+    return text if plain and not session.get_config_variable("user_agent_appid") else None
 
 
 def timestamp(value: Any) -> datetime:
@@ -50,7 +52,7 @@ def timestamp(value: Any) -> datetime:
         for read in _NOTATIONS:
             try:
                 found = read(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 continue
             if found.tzinfo is not None:
                 return found

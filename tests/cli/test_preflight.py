@@ -5,8 +5,10 @@ The two values files are the guides' examples, filled in; the bucket is a script
 
 from __future__ import annotations
 
+import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,24 @@ def test_the_values_of_a_release_come_through_a_pipe(programs: Programs) -> None
     assert "--pin writes to VALUES" in refused.error
     command = ["sh", "-c", 'exec "$@" 0>write-only', "sh", *STAGING, "preflight", "-"]
     assert programs.run(command, expect=1).reference == "values-file"
+
+
+def test_a_pipe_that_does_not_block_is_read_to_its_end(programs: Programs) -> None:
+    values = (programs.directory / "values.yaml").read_bytes()
+    mine, theirs = os.pipe()
+    os.set_blocking(mine, False)
+    with (
+        os.fdopen(mine, "rb") as end,
+        os.fdopen(theirs, "wb", buffering=0) as pipe,
+        programs.started([*STAGING, "preflight", "-"], stdin=end) as running,
+    ):
+        time.sleep(1)  # it reads before there is anything, and between the halves
+        pipe.write(values[: len(values) // 2])
+        time.sleep(1)
+        pipe.write(values[len(values) // 2 :])
+        pipe.close()
+        outcome = running.outcome(0)
+    assert outcome.stdout.startswith("standard input: chart inference, 3 models\n")
 
 
 def test_no_weights_are_read_and_nothing_is_written(

@@ -22,7 +22,7 @@ from staging.directory.local import LocalDirectory
 from staging.directory.marker import Marker
 from staging.directory.partial import PIECE, PartialFile
 from staging.directory.tree import Tree
-from staging.transfer.scheduler import Cancelled
+from staging.transfer.scheduler import Cancellation, Cancelled
 from staging.vocabulary.errors import (
     Conflict,
     MalformedInput,
@@ -350,7 +350,7 @@ def test_preallocation_falls_back_to_the_length_alone(
     """The C library's own fallback would write into every block of a large file."""
     monkeypatch.setattr(fs_module, "_LIBC", _Libc(errno.EOPNOTSUPP))
     partial = PartialFile(tree, "file", 1 << 20)
-    partial.reserve()
+    partial.reserve(Cancellation())
     partial.close()
     assert (root / "file").stat().st_size == 1 << 20
     assert (root / "file").stat().st_blocks == 0
@@ -360,7 +360,7 @@ def test_preallocation_reports_a_full_disk(tree: Tree, monkeypatch: pytest.Monke
     monkeypatch.setattr(fs_module, "_LIBC", _Libc(errno.ENOSPC))
     partial = PartialFile(tree, "file", 12345)
     with pytest.raises(NoSpace):
-        partial.reserve()
+        partial.reserve(Cancellation())
     partial.close()
 
 
@@ -383,7 +383,7 @@ def test_all_of_a_file_is_reserved_in_pieces(root: Path, size: int) -> None:
         closing(Tree.open(root, fs=fs)) as tree,
         closing(PartialFile(tree, "file", size)) as partial,
     ):
-        partial.reserve()
+        partial.reserve(Cancellation())
     ends = [offset + length for offset, length in fs.reserved]
     assert [0, *ends[:-1]] == [offset for offset, _ in fs.reserved]
     assert ends[-1] == size
@@ -407,12 +407,29 @@ def test_between_the_pieces_others_write_and_a_closed_file_gets_no_more(root: Pa
     with closing(Tree.open(root, fs=fs)) as tree:
         partial = PartialFile(tree, "file", 10_000 * PIECE)
         with pytest.raises(Cancelled):
-            partial.reserve()
+            partial.reserve(Cancellation())
         other.join()
     assert len(fs.reserved) < 10_000
     with (root / "file").open("rb") as file:
         file.seek(2 * PIECE)
         assert file.read(4) == b"late"
+
+
+def test_nothing_more_is_reserved_when_the_work_was_called_off(root: Path) -> None:
+    cancelled = Cancellation()
+
+    def stop(offset: int, length: int) -> bool:
+        cancelled.set()
+        return True
+
+    fs = _Pieces(stop)
+    with (
+        closing(Tree.open(root, fs=fs)) as tree,
+        closing(PartialFile(tree, "f", 9 * PIECE)) as file,
+        pytest.raises(Cancelled),
+    ):
+        file.reserve(cancelled)
+    assert len(fs.reserved) == 1
 
 
 @pytest.mark.parametrize("change", ["gone", "other", "touched"])

@@ -60,7 +60,6 @@ MAPPED = {"weight_map": {"a": SHARD}}
         (["consolidated", "model"], None, ["model"]),
         (["consolidated"], None, ["consolidated"]),
         (["adapter_model", "model"], None, ["model"]),
-        (["adapter_model"], None, ["adapter_model"]),
         (["model", "model.fp32-00001-of-00002"], None, ["model"]),
         (["._model", "in/model"], None, []),
     ],
@@ -76,6 +75,18 @@ def test_which_weights_are_loaded(
     expected = [f"{name}.safetensors" for name in loaded]
     assert list(Facts(found).loaded) == expected
     assert summarise(found)["weight_files"] == len(expected)
+
+
+def test_adapters_alone_are_counted_and_are_no_model() -> None:
+    both = {
+        name: header("a") for name in ("adapter_model.safetensors", "adapter_model_b.safetensors")
+    }
+    found = layout(
+        both, {"config.json": {**LLAMA, "quantization_config": {"quant_method": "gptq"}}}
+    )
+    assert Facts(found).loaded == ()
+    assert summarise(found)["weight_files"] == 2
+    assert not rules(found) & {"tensor-twice", "quantisation-absent"}
 
 
 @pytest.mark.parametrize("told", [10**400, 10**4000, float("inf"), float("nan"), True, "1", None])

@@ -148,6 +148,8 @@ def test_what_has_no_one_meaning_is_refused(text: str | bytes, line: int) -> Non
         ("a:\n  b: {{ .Values.b }}\n", "a chart's template"),
         ("a:\n  {{- if .Values.b }}\n  b: 1\n  {{- end }}\n", "a chart's template"),
         ("a: 1\nb: [\n", "give the values file"),
+        ("a: '{{ messages }}'\nb: !foo 1\n", "give the values file"),
+        ("a: ['--t', '{{ x }}']\n b: 1\n", "give the values file"),
     ],
 )
 def test_the_hint_knows_what_people_mistake_for_a_values_file(text: str, hint: str) -> None:

@@ -208,6 +208,52 @@ def test_room_goes_to_who_waits() -> None:
     assert one.counts.requests == 2
 
 
+class Crowd:
+    """Three threads that wait for a place, and keep it."""
+
+    def __init__(self, *, start: int, ceiling: int) -> None:
+        self.woken = 0
+        self.entered = threading.Semaphore(0)
+        self._waiting = threading.Semaphore(0)
+        self.pace = Pace(ceiling=ceiling, start=start, wait=self._wait)
+        self.slot = self.pace.enter()
+        for _ in range(3):
+            threading.Thread(target=self._enter, daemon=True).start()
+        for _ in range(3):
+            self._waiting.acquire()
+
+    def _wait(self, condition: threading.Condition, seconds: float | None) -> None:
+        self._waiting.release()  # who is told that has to get the lock first, which this thread holds
+        condition.wait(seconds)
+        self.woken += 1
+
+    def _enter(self) -> None:
+        try:
+            self.pace.enter()
+        except Stopped:
+            return
+        self.entered.release()
+
+
+def test_a_good_answer_lets_one_more_in_than_left() -> None:
+    crowd = Crowd(start=1, ceiling=4)
+    crowd.slot.good()
+    assert crowd.entered.acquire(timeout=30)
+    crowd.slot.leave()
+    assert crowd.entered.acquire(timeout=30)
+    assert crowd.pace.counts.requests == 3
+    crowd.pace.stop()
+
+
+def test_a_place_that_is_free_wakes_one() -> None:
+    crowd = Crowd(start=1, ceiling=1)
+    crowd.slot.leave()
+    assert crowd.entered.acquire(timeout=30)
+    time.sleep(0.05)  # for those who would have been woken as well
+    assert crowd.woken == 1
+    crowd.pace.stop()
+
+
 @pytest.mark.parametrize("arguments", [{"ceiling": 0}, {"ceiling": 1, "start": 0}])
 def test_nothing_at_all_is_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least one"):

@@ -39,7 +39,14 @@ def test_times_are_read_as_botocore_reads_them(moment: datetime) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "yesterday", "Mon, 99 Nov 2026 05:55:37 GMT", "2026-13-01T00:00:00Z"]
+    "text",
+    [
+        "",
+        "yesterday",
+        "Mon, 99 Nov 2026 05:55:37 GMT",
+        "2026-13-01T00:00:00Z",
+        "Wed, 12 Oct 99999999999999 17:50:00 GMT",
+    ],
 )
 def test_what_is_no_time_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match="timestamp"):
@@ -59,5 +66,8 @@ def test_requests_say_what_they_come_from(monkeypatch: pytest.MonkeyPatch) -> No
     with ScriptedS3(buckets=[BUCKET]) as s3:
         assert sent(s3).startswith("Botocore/")
         assert sent(s3).endswith(" product/7")
+        monkeypatch.setenv("AWS_EXECUTION_ENV", "x\r\nX-Evil: 1 \u2013 pod")
+        assert {"exec-env/x--X-Evil--1---pod", "product/7"} <= set(sent(s3).split())
+        monkeypatch.delenv("AWS_EXECUTION_ENV")
         monkeypatch.setenv("AWS_SDK_UA_APP_ID", "staging-box")
         assert {"app/staging-box", "product/7"} <= set(sent(s3).split())

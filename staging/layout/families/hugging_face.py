@@ -27,7 +27,8 @@ _FLOATS: Final = ("BF16", "F16", "F32")
     "config-missing",
     "error",
     reason="a server that is not told what the weights are does not start",
-    fix="check that the archive is whole, or get config.json from where the checkpoint came from",
+    fix="check that the archive is whole and that --include takes the configuration, or get config.json"
+    " from where the checkpoint came from",
     source="https://github.com/vllm-project/vllm/issues/13724",
 )
 def _config_missing(facts: Facts) -> Iterator[Evidence]:
