@@ -341,8 +341,8 @@ def _damaged(errors: Sequence[Finding], location: S3Location) -> IntegrityError:
         f"{_told(errors, location)}; it was whole when it was published",
         reference="header-damaged",
         hint="run again, for it may have happened on the way, with a program that is no older than the one"
-        f" that published; `staging verify {location} --level digest` tells whether the object is damaged: then"
-        " upload the checkpoint again under a new prefix",
+        f" that published; `staging verify {location} --level digest` tells whether the object is damaged:"
+        " then upload the checkpoint again under a new prefix",
         side="store",
     )
 
