@@ -249,7 +249,7 @@ class Bench:
 @click.option("--scale", type=float, help="Size of the data; 1 is 4 GiB for each large case.")
 @click.option("--rounds", type=click.IntRange(min=1), help="Rounds at most; 7 unless --quick.")
 @click.option(
-    "--minutes", type=float, default=75.0, show_default=True, help="No round starts after."
+    "--minutes", type=float, default=90.0, show_default=True, help="No round starts after."
 )
 @click.option(
     "--case",

@@ -25,6 +25,8 @@ _TOP: Final = "checkpoint"
 _HEADER_ROOM: Final = 256
 _LARGEST: Final = 8 * GIB - 1
 """What eleven octal digits of a tar header can say."""
+_NETWORK: Final = 312_500_000
+"""2.5 Gb/s in bytes per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ CASES: Final = (
     Case("one", 1, 4 * GIB),
     Case("shards", 64, 64 * MIB),
     Case("small", 2000, 64 * KIB),
-    Case("network", 1, 4 * GIB, rate=312_500_000),
+    Case("network", 1, 4 * GIB, rate=_NETWORK),
+    Case("network-shards", 64, 64 * MIB, rate=_NETWORK),
 )
 
 

@@ -110,11 +110,12 @@ def test_compare_names_every_difference(tmp_path: Path) -> None:
 
 
 def test_cases_scale_in_bytes_and_keep_their_shape() -> None:
-    one, shards, small, network = (case.scaled(0.25) for case in CASES)
+    one, shards, small, network, network_shards = (case.scaled(0.25) for case in CASES)
     assert (one.count, one.size) == (1, 1024 * MIB)
     assert (shards.count, shards.size) == (64, 16 * MIB)
     assert (small.count, small.size) == (500, 64 * 1024)
-    assert (network.title, network.rate) == ("1 x 1 GiB over 2.5 Gb/s", CASES[-1].rate)
+    assert (network.title, network.rate) == ("1 x 1 GiB over 2.5 Gb/s", 312_500_000)
+    assert network_shards.title == "64 x 16 MiB over 2.5 Gb/s"
 
 
 class Running:
