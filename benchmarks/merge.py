@@ -2,8 +2,12 @@
 
 A run of everything takes an hour that has to be quiet; one case that was disturbed is measured again alone.
 
+Uploads run on somebody's machine and downloads in an image, so each direction may have a Python, an OpenSSL
+and programs of its own.
+
 Invariants: a comparison is never made of two runs: everything of one case, direction and transport comes from
-the last result that has it; results of other machines, programs, sizes or options are refused.
+the last result that has it; nor is a direction of two systems. Results of other machines, sizes or options
+are refused.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SAME = ("schema", "versions", "cores", "scratch", "scale", "options")
-_SAME_MACHINE = ("cpu", "cores", "memory", "sha_ni", "kernel", "python", "openssl")
+_SAME = ("schema", "cores", "scratch", "scale", "options")
+_SAME_MACHINE = ("cpu", "cores", "memory", "sha_ni", "kernel")
+_DIRECTIONS = ("upload", "download")
 _MEASURED = ("runs", "again", "gil", "refusals")
 """Lists of runs; `refusals` are not in results of before they were measured."""
 
@@ -25,6 +30,21 @@ def merged(results: Sequence[Result]) -> Result:
     return functools.reduce(_over, results)
 
 
+def systems(result: Result) -> Mapping[str, Mapping[str, Any]]:
+    """What each direction that was measured ran on: `python`, `openssl`, `versions` of programs, `date`."""
+    if "systems" in result:
+        found: Mapping[str, Mapping[str, Any]] = result["systems"]
+        return found
+    machine = result["machine"]
+    system = {name: machine[name] for name in ("python", "openssl", "date")}
+    measured = {run["direction"] for run in result["runs"]}
+    return {
+        direction: {**system, "versions": result["versions"]}
+        for direction in _DIRECTIONS
+        if direction in measured
+    }
+
+
 def _over(old: Result, new: Result) -> Result:
     for name in _SAME:
         if old[name] != new[name]:
@@ -32,14 +52,25 @@ def _over(old: Result, new: Result) -> Result:
     for name in _SAME_MACHINE:
         if old["machine"][name] != new["machine"][name]:
             raise ValueError(f"the results are of two machines: {name!r} differs")
+    before, after = systems(old), systems(new)
+    stay = {run["direction"] for run in _kept(old["runs"], new["runs"])}
+    for direction in stay & after.keys():
+        if _differ(before[direction], after[direction]):
+            raise ValueError(f"the results are of two systems, and both have {direction}s")
     return {
         **old,
         **new,
+        "systems": {**before, **after},
         "seconds": old["seconds"] + new["seconds"],
         "contenders": _united(old["contenders"], new["contenders"], ("name", "direction")),
         "cases": _united(old["cases"], new["cases"], ("name",)),
         **{name: _replaced(old.get(name, []), new.get(name, [])) for name in _MEASURED},
     }
+
+
+def _differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two systems differ in more than the day."""
+    return {**old, "date": ""} != {**new, "date": ""}
 
 
 def _united(old: Sequence[Result], new: Sequence[Result], names: Sequence[str]) -> list[Result]:
@@ -49,9 +80,13 @@ def _united(old: Sequence[Result], new: Sequence[Result], names: Sequence[str]) 
 
 
 def _replaced(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
+    return [*_kept(old, new), *new]
+
+
+def _kept(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
+    """Of the old, what was not measured again."""
     again = {_subject(item) for item in new}
-    kept = [item for item in old if _subject(item) not in again]
-    return [*kept, *new]
+    return [item for item in old if _subject(item) not in again]
 
 
 def _subject(item: Result) -> tuple[object, ...]:

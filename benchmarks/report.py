@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
+from benchmarks import merge
 from benchmarks.contenders import OURS
 from benchmarks.data import Case
 from benchmarks.model import Box, Cost, Sample, estimate, fit, requests_for
@@ -234,7 +235,6 @@ def _with_extensions(
 def _machine(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
     speeds = ", ".join(f"{name} {speed:g}" for name, speed in machine["digests"].items())
-    versions = "; ".join(f"{name}: {text}" for name, text in result["versions"].items())
     cores = result["cores"]
     pinned = (
         f"server on {_cores(cores['server'])}, clients on {_cores(cores['client'])}"
@@ -246,12 +246,29 @@ def _machine(result: Mapping[str, Any]) -> str:
         ["SHA extensions", "yes" if machine["sha_ni"] else "no"],
         ["memory", f"{machine['memory'] / 1e9:.0f} GB; data in {result['scratch']}"],
         ["digests, GB/s per core", speeds],
-        ["system", f"Linux {machine['kernel']}, Python {machine['python']}, {machine['openssl']}"],
-        ["programs", versions],
+        ["kernel", f"Linux {machine['kernel']}"],
+        *_systems(merge.systems(result)),
         ["our options", result["options"] or "none beyond `--memory 192M`"],
-        ["measured", f"{machine['date']}, scale {result['scale']:g}"],
+        ["scale", f"{result['scale']:g}"],
     ]
     return _table(["", ""], lines)
+
+
+def _systems(systems: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What differs between the directions, in a line for each of them; what does not, in one."""
+    texts: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "system": lambda system: f"Python {system['python']}, {system['openssl']}",
+        "programs": lambda system: "; ".join(f"{k}: {v}" for k, v in system["versions"].items()),
+        "measured": lambda system: str(system["date"]),
+    }
+    lines = []
+    for name, text in texts.items():
+        by_direction = {direction: text(system) for direction, system in systems.items()}
+        if len(set(by_direction.values())) == 1:
+            lines.append([name, *set(by_direction.values())])
+        else:
+            lines += [[f"{name}, {direction}s", told] for direction, told in by_direction.items()]
+    return lines
 
 
 def _again(result: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from staging.vocabulary.errors import AccessDenied, UsageError
 from staging.vocabulary.redaction import one_line
 from staging.wire.boto import Connection
 from staging.wire.failure import clean, failed, refused
+from staging.wire.session import new_session
 from staging.wire.web_identity import Offered, require_whole
 from staging.wire.wire import WireError
 
@@ -279,7 +280,7 @@ def _shortened(key: str) -> str:
 
 def _session(connection: Connection) -> tuple[botocore.session.Session, str | None]:
     """A session, and the region that is configured."""
-    core = botocore.session.Session(profile=connection.profile)
+    core = new_session(connection.profile)
     return core, connection.region or core.get_config_variable("region")
 
 

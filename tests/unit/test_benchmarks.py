@@ -439,6 +439,31 @@ def test_what_is_measured_again_replaces_what_was_measured_together_with_it() ->
         merge.merged([alone, {**result_of(again), "scale": 0.5}])
 
 
+def test_each_direction_may_have_a_system_of_its_own_and_only_one() -> None:
+    here = result_of([run_of("ours", 0, 1.0), run_of("ours", 0, 2.0, direction="download")])
+    there = result_of([run_of("ours", 0, 3.0, direction="download")])
+    there["machine"] |= {"openssl": "OpenSSL 4", "date": "2026-02-02"}
+    ours = {"name": "ours", "direction": "download", "title": "model-downloader", "proves": "all"}
+    for result in (here, there):
+        result["contenders"].append(ours)
+    both = merge.merged([here, there])
+    assert [(run["direction"], run["wall"]) for run in both["runs"]] == [
+        ("upload", 1.0),
+        ("download", 3.0),
+    ]
+    lines = report.tables(both)["machine"].splitlines()
+    assert "| system, uploads | Python 3, OpenSSL 3 |" in lines
+    assert "| system, downloads | Python 3, OpenSSL 4 |" in lines
+    assert "| programs | ours: 1 |" in lines
+    assert "| measured, downloads | 2026-02-02 |" in lines
+    assert "| system | Python 3, OpenSSL 3 |" in report.tables(here)["machine"].splitlines()
+    more = result_of([run_of("ours", 0, 3.0, direction="download", case="small")])
+    assert merge.systems(merge.merged([here, more]))["download"]["openssl"] == "OpenSSL 3"
+    for results in ([here, {**there, "runs": more["runs"]}], [both, more]):
+        with pytest.raises(ValueError, match="two systems, and both have downloads"):
+            merge.merged(results)
+
+
 def look_of(number: int, wall: float, **more: Any) -> dict[str, Any]:
     return {
         "case": "one shard missing",

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.archives import tar_bytes
+from tests.support.checkpoints import hugging_face, read_tree, write_tree
 from tests.support.s3server import ScriptedS3
 from tests.support.stores import credentials
 from tests.support.tensors import safetensors_file
@@ -132,6 +133,22 @@ def test_the_sessions_print_what_the_readme_shows(desk: tuple[Path, dict[str, st
             continue
         output, code = run(step.command, directory, environment)
         assert masked(output) == masked(step.output), step.command
+
+
+@pytest.mark.slow
+def test_the_choice_of_files_that_the_readme_shows_is_a_checkpoint(
+    desk: tuple[Path, dict[str, str]],
+) -> None:
+    directory, environment = desk
+    (choice,) = (span for span in CODE_SPAN.findall(README) if span.startswith("--include "))
+    chosen = hugging_face(1)
+    write_tree(directory / "tree", {**chosen, "original/params.json": b"{}", "notes.md": b"-"})
+    target = f"s3://{BUCKET}/chosen/"
+    output, code = run(f"staging upload tree {target} {choice}", directory, environment)
+    assert code == 0, output
+    output, code = run(f"model-downloader {target} {directory}/came", directory, environment)
+    assert code == 0, output
+    assert read_tree(directory / "came") == chosen
 
 
 def test_every_failure_in_a_session_is_followed_by_its_exit_code() -> None:
