@@ -43,7 +43,13 @@ from benchmarks.process import Usage
 _START: Final = 60.0  # seconds the server may take to start
 _PATIENCE: Final = 600.0  # seconds a single run may take
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
-_AHEAD: Final = 64 * MIB
+_AHEAD: Final = 1536 * MIB
+"""Most that is touched beyond what a run takes: what it takes last, many seconds later, may have been given
+back by then.
+
+With 64 MiB runs through a slow network stood still for up to half a second near their ends, those who take
+more memory more often.
+"""
 
 
 class WrongResult(Exception):
@@ -284,7 +290,7 @@ class Comparison:
         `again`: the job was done before, and bytes may well be there.
         """
         checkpoint = job.checkpoint
-        touch(self.scratch, contender.scratch(checkpoint) + _AHEAD)
+        touch(self.scratch, contender.scratch(checkpoint) + min(checkpoint.size, _AHEAD))
         self.server.reset("nothing/")  # the counts alone
         before = self.server.cpu()
         usage = self.run(contender.command(job), transport)
@@ -360,7 +366,7 @@ def touch(scratch: Path, size: int) -> None:
 
     Does nothing where the scratch directory is no memory, or has too little left.
     """
-    if not in_memory(scratch) or shutil.disk_usage(scratch).free < size + _AHEAD:
+    if not in_memory(scratch) or shutil.disk_usage(scratch).free < size:
         return
     block = bytes(4 * MIB)
     path = scratch / "touched"

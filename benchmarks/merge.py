@@ -6,8 +6,8 @@ Uploads run on somebody's machine and downloads in an image, so each direction m
 and programs of its own.
 
 Invariants: a comparison is never made of two runs: everything of one case, direction and transport comes from
-the last result that has it; nor is a direction of two systems. Results of other machines, sizes or options
-are refused.
+the last result that has it; nor is a direction of two systems. Cases keep their order. Results of other
+machines, sizes or options are refused.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.data import CASES
+
 _SAME = ("schema", "cores", "scratch", "scale", "options")
 _SAME_MACHINE = ("cpu", "cores", "memory", "sha_ni", "kernel")
+_NAMES = [case.name for case in CASES]
 _DIRECTIONS = ("upload", "download")
 _MEASURED = ("runs", "again", "gil", "refusals")
 """Lists of runs; `refusals` are not in results of before they were measured."""
@@ -27,7 +30,16 @@ Result = Mapping[str, Any]
 
 def merged(results: Sequence[Result]) -> Result:
     """One result of at least one. Raises ValueError when they are of different things."""
-    return functools.reduce(_over, results)
+    result = functools.reduce(_over, results)
+    return {
+        **result,
+        "cases": sorted(result["cases"], key=lambda case: _place(case["name"])),
+        **{
+            name: sorted(result[name], key=lambda item: _place(item["case"]))
+            for name in _MEASURED
+            if name in result
+        },
+    }
 
 
 def systems(result: Result) -> Mapping[str, Mapping[str, Any]]:
@@ -66,6 +78,11 @@ def _over(old: Result, new: Result) -> Result:
         "cases": _united(old["cases"], new["cases"], ("name",)),
         **{name: _replaced(old.get(name, []), new.get(name, [])) for name in _MEASURED},
     }
+
+
+def _place(case: str) -> int:
+    """Where a case stands among all, whenever it was measured; what is none of them comes first."""
+    return _NAMES.index(case) if case in _NAMES else -1
 
 
 def _differ(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

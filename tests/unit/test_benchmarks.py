@@ -464,6 +464,15 @@ def test_each_direction_may_have_a_system_of_its_own_and_only_one() -> None:
             merge.merged(results)
 
 
+def test_cases_keep_their_order_whenever_they_were_measured() -> None:
+    one, small = (result_of([run_of("ours", 0, 1.0, case=case)]) for case in ("one", "small"))
+    for result, case in ((one, "one"), (small, "small")):
+        result["cases"] = [{"name": case, "title": case}]
+    both = merge.merged([small, one])
+    assert [case["name"] for case in both["cases"]] == ["one", "small"]
+    assert [row.case for row in report.rows(both)] == ["one", "small"]
+
+
 def look_of(number: int, wall: float, **more: Any) -> dict[str, Any]:
     return {
         "case": "one shard missing",
