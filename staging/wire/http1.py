@@ -8,6 +8,7 @@ are refused: several lengths, unknown encodings, headers without a name.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -101,7 +102,7 @@ def request_head(request: Request) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-class _Body:
+class _Body(ABC):
     """The body of an answer; what its end is, subclasses know."""
 
     def __init__(self, connection: Connection, request: Request, size: int | None) -> None:
@@ -133,8 +134,9 @@ class _Body:
             self._over = True
             self._connection.close()
 
+    @abstractmethod
     def _read(self, view: memoryview) -> int:
-        raise NotImplementedError
+        """Read some bytes of what is left; 0 is the end."""
 
     def _receive(self, view: memoryview) -> int:
         count = self._connection.receive(view, meter=self._meter)
